@@ -1,0 +1,163 @@
+#include "core/parallel.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "core/cancel.h"
+
+namespace varlen {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+int CpusOfThisProcess() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+  const unsigned n = std::thread::hardware_concurrency();
+  return n == 0 ? 1 : static_cast<int>(n);
+}
+
+int InitialThreads() {
+  if (const char* text = std::getenv("VARLEN_NUM_THREADS")) {
+    const int n = std::atoi(text);
+    if (n >= 1 && n <= kMaxThreads) return n;
+  }
+  return CpusOfThisProcess();
+}
+
+std::atomic<int>& Threads() {
+  static std::atomic<int> threads{InitialThreads()};
+  return threads;
+}
+
+thread_local const std::atomic<bool>* t_cancel = nullptr;
+
+// One ParallelFor in progress. It lives on its caller's stack; helpers leave before the caller
+// does.
+struct Region {
+  internal::PieceFn call;
+  const void* fn;
+  int64_t pieces;
+  const std::atomic<bool>* cancel;
+  int max_workers;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> out_of_memory{false};
+  // Guarded by Pool::mutex_:
+  int workers = 0;  // ever joined: the next worker number
+  int active = 0;   // helpers inside
+
+  void Work(int worker) {
+    const std::atomic<bool>* outer = std::exchange(t_cancel, cancel);
+    try {
+      for (;;) {
+        const int64_t piece = next.fetch_add(1, std::memory_order_relaxed);
+        if (piece >= pieces || out_of_memory.load(std::memory_order_relaxed) || Cancelled()) break;
+        call(fn, piece, worker);
+      }
+    } catch (const std::bad_alloc&) {
+      out_of_memory.store(true, std::memory_order_relaxed);
+    }
+    t_cancel = outer;
+  }
+  bool HasWork() const { return next.load(std::memory_order_relaxed) < pieces; }
+};
+
+// Helpers of all regions. Created on first use and never destroyed: its threads may outlive every
+// JavaScript environment and must not meet a destroyed mutex while the process exits.
+class Pool {
+ public:
+  static Pool& Get() {
+    static Pool* pool = new Pool();
+    return *pool;
+  }
+
+  void Run(Region& region) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      region.workers = 1;  // the caller is worker 0
+      try {
+        while (helpers_ < region.max_workers - 1) {
+          std::thread([this] { Help(); }).detach();
+          ++helpers_;
+        }
+        regions_.push_back(&region);
+      } catch (...) {
+        // No thread or no memory for one: the caller does all the work itself.
+      }
+    }
+    wake_.notify_all();
+    region.Work(0);
+    std::unique_lock<std::mutex> lock(mutex_);
+    std::erase(regions_, &region);
+    idle_.wait(lock, [&] { return region.active == 0; });
+  }
+
+ private:
+  void Help() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      Region* region = nullptr;
+      wake_.wait(lock, [&] { return (region = Pick()) != nullptr; });
+      const int worker = region->workers++;
+      ++region->active;
+      lock.unlock();
+      region->Work(worker);
+      lock.lock();
+      if (--region->active == 0) idle_.notify_all();
+    }
+  }
+
+  Region* Pick() {
+    for (Region* region : regions_) {
+      if (region->workers < region->max_workers && region->HasWork()) return region;
+    }
+    return nullptr;
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::condition_variable idle_;
+  std::vector<Region*> regions_;
+  int helpers_ = 0;
+};
+
+}  // namespace
+
+int NumThreads() { return Threads().load(std::memory_order_relaxed); }
+
+void SetNumThreads(int threads) {
+  Threads().store(std::min(std::max(threads, 1), kMaxThreads), std::memory_order_relaxed);
+}
+
+bool Cancelled() { return t_cancel != nullptr && t_cancel->load(std::memory_order_relaxed); }
+
+CancelScope::CancelScope(const std::atomic<bool>* flag) : outer_(std::exchange(t_cancel, flag)) {}
+CancelScope::~CancelScope() { t_cancel = outer_; }
+
+namespace internal {
+
+Status ParallelForImpl(int64_t pieces, PieceFn call, const void* fn) {
+  Region region{call, fn, pieces, t_cancel,
+                static_cast<int>(std::min<int64_t>(NumThreads(), pieces))};
+  if (region.max_workers <= 1) {
+    region.Work(0);
+  } else {
+    Pool::Get().Run(region);
+  }
+  if (region.out_of_memory.load()) return {Code::kOutOfMemory, "", "host memory is exhausted", {}};
+  if (Cancelled()) return {Code::kCancelled, "", "the environment is closing", {}};
+  return {};
+}
+
+}  // namespace internal
+}  // namespace varlen

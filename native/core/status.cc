@@ -1,0 +1,58 @@
+#include "core/status.h"
+
+namespace varlen {
+
+const char* CodeName(Code code) {
+  switch (code) {
+    case Code::kOk:
+      return "OK";
+    case Code::kOutOfMemory:
+      return "ERR_VARLEN_OUT_OF_MEMORY";
+    case Code::kType:
+      return "ERR_VARLEN_TYPE";
+    case Code::kDType:
+      return "ERR_VARLEN_DTYPE";
+    case Code::kShape:
+      return "ERR_VARLEN_SHAPE";
+    case Code::kLayout:
+      return "ERR_VARLEN_LAYOUT";
+    case Code::kDevice:
+      return "ERR_VARLEN_DEVICE";
+    case Code::kRange:
+      return "ERR_VARLEN_RANGE";
+    case Code::kIncompatible:
+      return "ERR_VARLEN_INCOMPATIBLE";
+    case Code::kMissingInput:
+      return "ERR_VARLEN_MISSING_INPUT";
+    case Code::kBuffer:
+      return "ERR_VARLEN_BUFFER";
+    case Code::kOverflow:
+      return "ERR_VARLEN_OVERFLOW";
+    case Code::kCuSeqlens:
+      return "ERR_VARLEN_CU_SEQLENS";
+    case Code::kMaxSeqlen:
+      return "ERR_VARLEN_MAX_SEQLEN";
+    case Code::kHeadDim:
+      return "ERR_VARLEN_HEAD_DIM";
+    case Code::kTree:
+      return "ERR_VARLEN_TREE";
+    case Code::kIndex:
+      return "ERR_VARLEN_INDEX";
+    case Code::kDisposed:
+      return "ERR_VARLEN_DISPOSED";
+    case Code::kUnsupported:
+      return "ERR_VARLEN_UNSUPPORTED";
+    case Code::kNoCuda:
+      return "ERR_VARLEN_NO_CUDA";
+    case Code::kCancelled:
+      return "ABORT_ERR";
+  }
+  return "ERR_VARLEN_UNSUPPORTED";
+}
+
+Status Invalid(Code code, std::string argument, const std::string& problem, const std::string& got,
+               const std::string& expected) {
+  return {code, std::move(argument), problem + "; got " + got + ", expected " + expected, {}};
+}
+
+}  // namespace varlen

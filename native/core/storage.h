@@ -1,0 +1,99 @@
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "core/status.h"
+
+namespace varlen {
+
+// One allocation as tensors see it: bytes, and the failure of the op that should have filled them.
+//
+// Two kinds of reference keep it apart from its memory. Every Tensor holds a StorageRef, which
+// keeps this object alive. An *owner* is somebody who may still name the tensor in a new call; when
+// the last owner leaves, `release` hands the memory back to the stream's cache although queued ops
+// still hold references: a later op of the same stream may reuse it, since it runs after them.
+class Storage {
+ public:
+  using Release = void (*)(void* context, Storage& storage);
+
+  // Memory that is freed with the object (native tests, references, workspaces of hosts).
+  static Storage* New(int64_t bytes);
+  // Memory somebody else owns; `release(context, storage)` runs when the last owner leaves or, when
+  // there never was one, with the object.
+  Storage(std::byte* data, int64_t bytes, Release release, void* context)
+      : data_(data), bytes_(bytes), release_(release), context_(context) {}
+  Storage(const Storage&) = delete;
+  Storage& operator=(const Storage&) = delete;
+
+  std::byte* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+
+  void Ref() { refs_.fetch_add(1, std::memory_order_relaxed); }
+  void Unref() {
+    if (refs_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
+  }
+
+  // Owners come and go on one thread only, the one that makes the calls.
+  void AddOwner() { ++owners_; }
+  void DropOwner() {
+    if (--owners_ == 0) ReleaseMemory();
+  }
+
+  // The first failure stays; ops that read a failed storage pass it on instead of running.
+  const Status* failure() const { return failure_.load(std::memory_order_acquire); }
+  void Fail(const Status& status) {
+    auto copy = std::make_unique<Status>(status);
+    const Status* expected = nullptr;
+    if (failure_.compare_exchange_strong(expected, copy.get(), std::memory_order_acq_rel)) {
+      copy.release();
+    }
+  }
+
+ private:
+  ~Storage() {
+    ReleaseMemory();
+    delete failure_.load(std::memory_order_relaxed);
+  }
+  void ReleaseMemory() {
+    if (release_ != nullptr) std::exchange(release_, nullptr)(context_, *this);
+  }
+
+  std::byte* data_;
+  int64_t bytes_;
+  Release release_;
+  void* context_;
+  int owners_ = 0;
+  std::atomic<int> refs_{0};
+  std::atomic<const Status*> failure_{nullptr};
+};
+
+// Counted pointer to a Storage.
+class StorageRef {
+ public:
+  StorageRef() = default;
+  explicit StorageRef(Storage* storage) : storage_(storage) {
+    if (storage_ != nullptr) storage_->Ref();
+  }
+  StorageRef(const StorageRef& other) : StorageRef(other.storage_) {}
+  StorageRef(StorageRef&& other) noexcept : storage_(std::exchange(other.storage_, nullptr)) {}
+  StorageRef& operator=(StorageRef other) noexcept {
+    std::swap(storage_, other.storage_);
+    return *this;
+  }
+  ~StorageRef() {
+    if (storage_ != nullptr) storage_->Unref();
+  }
+
+  Storage* get() const { return storage_; }
+  Storage* operator->() const { return storage_; }
+  explicit operator bool() const { return storage_ != nullptr; }
+
+ private:
+  Storage* storage_ = nullptr;
+};
+
+}  // namespace varlen
