@@ -3,6 +3,7 @@
 #include <cstdlib>
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace varlen {
@@ -21,5 +22,14 @@ void* AllocateAligned(int64_t bytes) {
 }
 
 void FreeAligned(void* data) { std::free(data); }
+
+SystemMemory GetSystemMemory() {
+#if defined(__linux__)
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  return {sysconf(_SC_AVPHYS_PAGES) * page, sysconf(_SC_PHYS_PAGES) * page};
+#else
+  return {0, 0};
+#endif
+}
 
 }  // namespace varlen

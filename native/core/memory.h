@@ -12,4 +12,10 @@ inline constexpr int64_t kAlignment = 64;
 void* AllocateAligned(int64_t bytes);
 void FreeAligned(void* data);
 
+struct SystemMemory {
+  int64_t free_bytes;  // without swapping
+  int64_t total_bytes;
+};
+SystemMemory GetSystemMemory();
+
 }  // namespace varlen

@@ -14,4 +14,33 @@ Storage* Storage::New(int64_t bytes) {
       data, bytes, [](void*, Storage& storage) { FreeAligned(storage.data()); }, nullptr);
 }
 
+namespace {
+
+// Stands in where there is no memory left to describe a failure.
+const Failure& OutOfMemoryFailure() {
+  static const Failure* failure =
+      new Failure{{Code::kOutOfMemory, "", "host memory is exhausted", {}}, "", 0};
+  return *failure;
+}
+
+}  // namespace
+
+void Storage::Fail(const Failure& failure) {
+  const Failure* kept = &OutOfMemoryFailure();
+  try {
+    kept = new Failure(failure);
+  } catch (const std::bad_alloc&) {
+  }
+  const Failure* expected = nullptr;
+  if (!failure_.compare_exchange_strong(expected, kept, std::memory_order_acq_rel) &&
+      kept != &OutOfMemoryFailure()) {
+    delete kept;
+  }
+}
+
+void Storage::DeleteFailure() {
+  const Failure* failure = failure_.load(std::memory_order_relaxed);
+  if (failure != &OutOfMemoryFailure()) delete failure;
+}
+
 }  // namespace varlen

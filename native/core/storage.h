@@ -10,6 +10,13 @@
 
 namespace varlen {
 
+// Why a storage holds no result: which call went wrong, and how.
+struct Failure {
+  Status status;
+  const char* op = "";
+  uint64_t call = 0;  // the call's number on its stream, from 1
+};
+
 // One allocation as tensors see it: bytes, and the failure of the op that should have filled them.
 //
 // Two kinds of reference keep it apart from its memory. Every Tensor holds a StorageRef, which
@@ -40,24 +47,24 @@ class Storage {
   // Owners come and go on one thread only, the one that makes the calls.
   void AddOwner() { ++owners_; }
   void DropOwner() {
-    if (--owners_ == 0) ReleaseMemory();
+    if (--owners_ == 0 && !shared_) ReleaseMemory();
   }
 
+  // A stream other than the one that allocated this will use it. Its memory then waits for the last
+  // reference, because the order of one stream says nothing about the other.
+  void MarkShared() { shared_ = true; }
+  const void* home() const { return context_; }
+
   // The first failure stays; ops that read a failed storage pass it on instead of running.
-  const Status* failure() const { return failure_.load(std::memory_order_acquire); }
-  void Fail(const Status& status) {
-    auto copy = std::make_unique<Status>(status);
-    const Status* expected = nullptr;
-    if (failure_.compare_exchange_strong(expected, copy.get(), std::memory_order_acq_rel)) {
-      copy.release();
-    }
-  }
+  const Failure* failure() const { return failure_.load(std::memory_order_acquire); }
+  void Fail(const Failure& failure);
 
  private:
   ~Storage() {
     ReleaseMemory();
-    delete failure_.load(std::memory_order_relaxed);
+    DeleteFailure();
   }
+  void DeleteFailure();
   void ReleaseMemory() {
     if (release_ != nullptr) std::exchange(release_, nullptr)(context_, *this);
   }
@@ -67,8 +74,9 @@ class Storage {
   Release release_;
   void* context_;
   int owners_ = 0;
+  bool shared_ = false;
   std::atomic<int> refs_{0};
-  std::atomic<const Status*> failure_{nullptr};
+  std::atomic<const Failure*> failure_{nullptr};
 };
 
 // Counted pointer to a Storage.

@@ -35,6 +35,7 @@ constexpr uint32_t BitOf(DType dtype) { return uint32_t{1} << static_cast<int>(d
 inline constexpr TypeVar kFloats{"dtype",
                                  BitOf(DType::kF32) | BitOf(DType::kF16) | BitOf(DType::kBF16)};
 inline constexpr TypeVar kFloat32{"", BitOf(DType::kF32)};
+inline constexpr TypeVar kAnyType{"", ~uint32_t{0}};
 inline constexpr TypeVar kInt32{"", BitOf(DType::kI32)};
 
 // Dimension names, outermost first. The first argument that carries a name fixes its value. A name

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <napi.h>
+
+#include <new>
+
+#include "addon/env.h"
+
+// The border between JavaScript and C++. A native function takes its numbers from Env::args and its
+// arrays as JavaScript arguments, and returns 0 when it worked, 1 when Env::error says why not.
+namespace varlen::addon {
+
+struct Arguments {
+  static constexpr size_t kMax = 8;
+  napi_env env;
+  napi_value values[kMax];
+  size_t count = kMax;
+};
+
+using EntryFn = bool (*)(Env& env, const Arguments& arguments);
+
+// No C++ exception crosses the border: running out of memory is an error like any other.
+template <EntryFn kFn>
+napi_value Entry(napi_env napi, napi_callback_info info) {
+  Env& env = *Env::Of(napi);
+  Arguments arguments{napi, {}, Arguments::kMax};
+  napi_get_cb_info(napi, info, &arguments.count, arguments.values, nullptr, nullptr);
+  bool ok = false;
+  try {
+    ok = kFn(env, arguments);
+  } catch (const std::bad_alloc&) {
+    env.error = Failure{};
+    env.error.status.code = Code::kOutOfMemory;
+    env.error.status.message = "host memory is exhausted";
+  }
+  napi_value result;
+  napi_create_uint32(napi, ok ? 0 : 1, &result);
+  return result;
+}
+
+// Registers tensor and stream functions on `exports`.
+void BindTensors(Napi::Env env, Napi::Object exports);
+void BindStreams(Napi::Env env, Napi::Object exports);
+
+template <EntryFn kFn>
+void Bind(Napi::Env env, Napi::Object exports, const char* name) {
+  napi_value function;
+  napi_create_function(env, name, NAPI_AUTO_LENGTH, Entry<kFn>, nullptr, &function);
+  exports.Set(name, Napi::Value(env, function));
+}
+
+}  // namespace varlen::addon

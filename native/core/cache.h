@@ -1,0 +1,68 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "core/progress.h"
+#include "core/status.h"
+#include "core/storage.h"
+
+namespace varlen {
+
+// Bytes of all caches of this process.
+struct MemoryStats {
+  int64_t allocated;  // held by storages somebody can still name
+  int64_t reserved;   // taken from the system
+  int64_t peak;       // highest `allocated` so far
+};
+MemoryStats GetMemoryStats();
+
+// Host memory of one stream, handed out in stream order: a block whose last owner has left serves
+// the next op at once, though ops before it still use it, because the stream runs them first.
+// Otherwise a program that runs ahead of its stream would hold every intermediate of every queued
+// op.
+class Cache {
+ public:
+  // Who touches the memory first.
+  enum class Writer {
+    kStream,  // an op of the stream: any free block will do
+    kHost,    // the calling thread, now: only a block no queued op still uses
+  };
+
+  static Cache* New(std::shared_ptr<const Progress> progress) {
+    return new Cache(std::move(progress));
+  }
+  // The stream lets go; the cache lives until its last storage does.
+  void Abandon() { Unref(); }
+
+  // Fails with ERR_VARLEN_OUT_OF_MEMORY; the caller may wait for the stream and try once more.
+  Status Allocate(int64_t bytes, Writer writer, StorageRef* storage);
+
+  // Gives idle blocks back to the system, until at most `keep` free bytes are left.
+  void Trim(int64_t keep);
+
+ private:
+  struct Block {
+    std::byte* data;
+    int64_t bytes;
+    uint64_t ticket;  // calls that may still touch it: those up to this number
+  };
+
+  explicit Cache(std::shared_ptr<const Progress> progress) : progress_(std::move(progress)) {}
+  ~Cache();
+  static void Release(void* cache, Storage& storage);
+  void Unref();
+
+  const std::shared_ptr<const Progress> progress_;
+  std::mutex mutex_;
+  std::map<int64_t, std::vector<Block>> free_;  // by size class, bytes
+  int64_t free_bytes_ = 0;
+  std::atomic<int64_t> refs_{1};
+};
+
+}  // namespace varlen

@@ -1,0 +1,89 @@
+#pragma once
+
+#include <cstring>
+#include <new>
+#include <utility>
+
+#include "core/stream.h"
+#include "core/tensor.h"
+#include "core/visit.h"
+
+// The queue entry of an op: its parameters by value. What happens around Run is the same for all
+// ops: a failed input is passed on, a failure is written into every output.
+namespace varlen {
+
+// The first failure among the inputs.
+struct FindFailure {
+  const Failure* failure = nullptr;
+
+  void In(const char*, Tensor& tensor, TypeVar, Dims, Layout = Layout::kContiguous,
+          Need = Need::kRequired) {
+    Look(tensor);
+  }
+  template <class T>
+  void HostOrTensor(const char*, varlen::HostOrTensor<T>& value, Dims, Need = Need::kRequired) {
+    Look(value.tensor);
+  }
+  template <class T>
+  void Scalar(const char*, T&) {}
+  void Flag(const char*, bool&) {}
+  void Out(const char*, Tensor&, TypeVar, Dims) {}
+
+  void Look(const Tensor& tensor) {
+    if (failure == nullptr && tensor) failure = tensor.storage->failure();
+  }
+};
+
+// Calls fn(tensor) for every output.
+template <class Fn>
+struct ForEachOutput {
+  Fn fn;
+
+  void In(const char*, Tensor&, TypeVar, Dims, Layout = Layout::kContiguous,
+          Need = Need::kRequired) {}
+  template <class T>
+  void HostOrTensor(const char*, varlen::HostOrTensor<T>&, Dims, Need = Need::kRequired) {}
+  template <class T>
+  void Scalar(const char*, T&) {}
+  void Flag(const char*, bool&) {}
+  void Out(const char*, Tensor& tensor, TypeVar, Dims) { fn(tensor); }
+};
+
+// The op's own Run, found by its namespace.
+template <class Op>
+Status RunOp(const Op& op) {
+  return Run(op);
+}
+
+template <class Op>
+class OpTask final : public Task {
+ public:
+  explicit OpTask(Op op) : op_(std::move(op)) {
+    ForEachOutput outputs{[this](Tensor& out) { bytes += out.storage->bytes(); }};
+    op_.Visit(outputs);
+  }
+
+  void Run(uint64_t ticket) override {
+    FindFailure inputs;
+    op_.Visit(inputs);
+    if (inputs.failure != nullptr) return Fail(*inputs.failure);
+    Status status;
+    try {
+      status = RunOp(op_);
+    } catch (const std::bad_alloc&) {
+      status.code = Code::kOutOfMemory;
+      status.message = "host memory is exhausted";
+    }
+    if (!status.ok()) Fail({std::move(status), Op::kName, ticket});
+  }
+
+ private:
+  void Fail(const Failure& failure) {
+    ForEachOutput outputs{[&](Tensor& out) { out.storage->Fail(failure); }};
+    op_.Visit(outputs);
+  }
+
+  Op op_;
+};
+
+}  // namespace varlen

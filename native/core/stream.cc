@@ -1,0 +1,141 @@
+#include "core/stream.h"
+
+#include <chrono>
+#include <new>
+#include <system_error>
+#include <thread>
+
+#include "core/cancel.h"
+
+namespace varlen {
+namespace {
+
+// A small op ends sooner than a sleeping thread wakes; waiting for the next one awake pays up to
+// here.
+constexpr auto kSpin = std::chrono::microseconds(20);
+
+void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+Status Stream::Enqueue(std::unique_ptr<Task> task, uint64_t* ticket) {
+  const int64_t bytes = task->bytes;
+  bool wake = false;
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const auto over_cap = [&] {
+      return queue_.size() >= kMaxQueuedTasks ||
+             (!queue_.empty() && queued_bytes_ + bytes > kMaxQueuedBytes);
+    };
+    if (over_cap()) {
+      ++waiters_;
+      done_.wait(lock, [&] { return !over_cap() || closed_.load(); });
+      --waiters_;
+    }
+    if (closed_.load() || finishing_) return {Code::kDisposed, "stream", "is closed", {}};
+    if (!started_) {
+      try {
+        std::thread([self = shared_from_this()] { self->Serve(); }).detach();
+      } catch (const std::system_error&) {
+        return {Code::kOutOfMemory, "stream", "could not start its thread", {}};
+      }
+      started_ = true;
+    }
+    queue_.push_back(std::move(task));
+    queued_bytes_ += bytes;
+    *ticket = progress_->enqueued.fetch_add(1, std::memory_order_release) + 1;
+    wake = asleep_;
+  }
+  if (wake) work_.notify_one();
+  return {};
+}
+
+void Stream::Serve() {
+  const CancelScope cancel(&closed_);
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (std::unique_ptr<Task> task = Next(lock)) {
+    const int64_t bytes = task->bytes;
+    const uint64_t ticket = completed() + 1;
+    touching_environment_ = task->touches_environment();
+    lock.unlock();
+    task->Run(ticket);
+    task.reset();
+    lock.lock();
+    touching_environment_ = false;
+    queued_bytes_ -= bytes;
+    progress_->completed.store(ticket, std::memory_order_release);
+    if (waiters_ > 0) done_.notify_all();
+  }
+}
+
+// The next task, or none when the stream is closed.
+std::unique_ptr<Task> Stream::Next(std::unique_lock<std::mutex>& lock) {
+  if (queue_.empty() && !closed_.load() && !finishing_) {
+    lock.unlock();
+    const uint64_t completed = this->completed();
+    const auto end = std::chrono::steady_clock::now() + kSpin;
+    while (enqueued() == completed && !closed_.load() && std::chrono::steady_clock::now() < end) {
+      Pause();
+    }
+    lock.lock();
+    asleep_ = true;
+    work_.wait(lock, [&] { return !queue_.empty() || closed_.load() || finishing_; });
+    asleep_ = false;
+  }
+  if (closed_.load() || queue_.empty()) return nullptr;
+  std::unique_ptr<Task> task = std::move(queue_.front());
+  queue_.pop_front();
+  return task;
+}
+
+void Stream::WaitFor(uint64_t ticket, const std::atomic<bool>* give_up) {
+  if (completed() >= ticket) return;
+  std::unique_lock<std::mutex> lock(mutex_);
+  ++waiters_;
+  const auto over = [&] {
+    return completed() >= ticket || closed_.load() || (give_up != nullptr && give_up->load());
+  };
+  if (give_up == nullptr) {
+    done_.wait(lock, over);
+  } else {
+    // Whoever raises `give_up` does not know this stream, so it is looked at now and then.
+    while (!over()) done_.wait_for(lock, std::chrono::milliseconds(1));
+  }
+  --waiters_;
+}
+
+Status Stream::Allocate(int64_t bytes, Cache::Writer writer, StorageRef* storage) {
+  Status status = cache_->Allocate(bytes, writer, storage);
+  if (status.ok()) return status;
+  WaitFor(enqueued());  // queued ops may hold the last references to what could be freed
+  Trim();
+  return cache_->Allocate(bytes, writer, storage);
+}
+
+void Stream::Finish() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  finishing_ = true;
+  work_.notify_all();
+}
+
+void Stream::Close() {
+  std::deque<std::unique_ptr<Task>> dropped;
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    closed_.store(true);
+    dropped.swap(queue_);
+    work_.notify_all();
+    done_.notify_all();
+    ++waiters_;
+    done_.wait(lock, [&] { return !touching_environment_; });
+    --waiters_;
+  }
+}
+
+}  // namespace varlen

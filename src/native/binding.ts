@@ -1,0 +1,438 @@
+import {
+  argumentError,
+  ERROR_CODES,
+  type ErrorDetails,
+  type VarlenErrorCode,
+  varlenError,
+} from '../errors.js';
+import { loadNative } from './load.js';
+
+/**
+ * The only caller of the native binary. It turns named arguments into the flat form that
+ * `native/addon/bind.h` reads, and native failures into {@link VarlenError}s.
+ */
+
+/** Element types, in the order of `DType` in native/core/dtype.h. */
+export const DTYPES = ['float32', 'float16', 'bfloat16', 'float64', 'int32', 'int64', 'uint8'] as const;
+
+/** An element type. */
+export type DType = (typeof DTYPES)[number];
+
+/** Whatever names a native tensor: its handle, or 0 once it was disposed. */
+export interface HandleOwner {
+  readonly handle: number;
+}
+
+/** A tensor the native side has just made. */
+export interface NativeTensor {
+  readonly handle: number;
+  readonly dtype: DType;
+  readonly shape: readonly number[];
+}
+
+/** One line per op, the same list as native/addon/ops.h. */
+export type NativeOp = 'varlenAttention' | 'varlenAttentionBackward';
+
+type Kind = 'tensor' | 'ints' | 'floats' | 'integer' | 'number' | 'flag' | 'output';
+
+interface OpDescription {
+  readonly name: NativeOp;
+  readonly args: readonly { readonly name: string; readonly kind: Kind; readonly optional: boolean }[];
+}
+
+interface NativeFailure {
+  readonly code: string;
+  readonly op: string;
+  readonly call: number;
+  readonly argument: string;
+  readonly message: string;
+  readonly details: ErrorDetails;
+}
+
+type TypedArray =
+  | Float32Array
+  | Float64Array
+  | Int32Array
+  | Uint16Array
+  | BigInt64Array
+  | Uint8Array
+  | ArrayBufferView;
+
+/** Functions return 0, or 1 when `takeError` says why not. Numbers travel through `args` and `result`. */
+interface Addon {
+  readonly version: string;
+  readonly args: Float64Array;
+  readonly result: Float64Array;
+  readonly ops: readonly OpDescription[];
+  call(op: number, ...arrays: TypedArray[]): number;
+  takeError(): NativeFailure;
+  onSettled(settle: (id: number, failure: NativeFailure | undefined) => void): void;
+  threads(): number;
+  create(source?: TypedArray): number;
+  view(): number;
+  slice(): number;
+  release(): number;
+  convert(): number;
+  accumulate(): number;
+  read(target: TypedArray): number;
+  memory(): number;
+  newStream(): number;
+  disposeStream(): number;
+  record(): number;
+  wait(): number;
+  notify(): number;
+  eventTime(): number;
+  releaseEvent(): number;
+}
+
+interface Pending {
+  resolve(): void;
+  reject(error: Error): void;
+  /** Keeps the memory that a stream thread writes. */
+  readonly target: TypedArray | undefined;
+}
+
+/** The loaded binary and what one environment keeps about it. */
+interface Binding {
+  readonly addon: Addon;
+  readonly args: Float64Array;
+  readonly result: Float64Array;
+  readonly ops: ReadonlyMap<NativeOp, OpDescription & { readonly index: number }>;
+  readonly pending: Map<number, Pending>;
+}
+
+let loaded: Binding | undefined;
+let nextId = 0;
+
+function binding(): Binding {
+  if (loaded !== undefined) return loaded;
+  const addon = loadNative() as Addon;
+  const pending = new Map<number, Pending>();
+  addon.onSettled((id, failure) => {
+    const waiting = pending.get(id)!;
+    pending.delete(id);
+    if (failure === undefined) waiting.resolve();
+    else waiting.reject(toError(failure));
+  });
+  const ops = new Map(addon.ops.map((op, index) => [op.name, { ...op, index }]));
+  loaded = { addon, args: addon.args, result: addon.result, ops, pending };
+  return loaded;
+}
+
+function toError({ code, op, call, argument, message, details }: NativeFailure): Error {
+  if (!(code in ERROR_CODES)) return new DOMException(message, 'AbortError');
+  const where = argument === '' ? op : `${op}: ${argument}`;
+  const which = call === 0 ? '' : ` (call ${call} of its stream)`;
+  const text = argument === '' ? `${where}: ${message}${which}` : `${where} ${message}${which}`;
+  return varlenError(code as VarlenErrorCode, text, {
+    op,
+    ...(argument === '' ? {} : { argument }),
+    ...(call === 0 ? {} : { call }),
+    ...details,
+  });
+}
+
+function check(failed: number): void {
+  if (failed !== 0) throw toError(binding().addon.takeError());
+}
+
+/** Reads tensors that the native side wrote into `result`; an output the caller brought is `undefined`. */
+function takeTensors(result: Float64Array, count: number): (NativeTensor | undefined)[] {
+  const tensors: (NativeTensor | undefined)[] = [];
+  let slot = 0;
+  for (let i = 0; i < count; i++) {
+    const handle = result[slot];
+    const dtype = DTYPES[result[slot + 1]];
+    const rank = result[slot + 2];
+    const shape = Array.from(result.subarray(slot + 3, slot + 3 + rank));
+    slot += 3 + rank;
+    tensors.push(handle === 0 ? undefined : { handle, dtype, shape });
+  }
+  return tensors;
+}
+
+function takeTensor(): NativeTensor {
+  return takeTensors(binding().result, 1)[0]!;
+}
+
+/** What a value is, in the words of an error message. */
+export function describe(value: unknown): string {
+  if (value === null) return 'null';
+  if (typeof value === 'object') {
+    const name = (value as object).constructor?.name;
+    return name === undefined ? 'an object' : `${/^[AEIOU]/.test(name) ? 'an' : 'a'} ${name}`;
+  }
+  if (typeof value === 'string') return `the string '${value}'`;
+  if (typeof value === 'symbol' || typeof value === 'bigint') return `the ${typeof value} ${String(value)}`;
+  return typeof value === 'function' ? 'a function' : String(value);
+}
+
+/** Refuses memory that can change or vanish while native code reads it. */
+export function checkBuffer(op: string, argument: string, array: ArrayBufferView): void {
+  const buffer = array.buffer as ArrayBuffer & { resizable?: boolean; detached?: boolean };
+  const problem =
+    typeof SharedArrayBuffer !== 'undefined' && (buffer as unknown) instanceof SharedArrayBuffer
+      ? 'a shared buffer'
+      : buffer.resizable
+        ? 'a resizable buffer'
+        : buffer.detached
+          ? 'a detached buffer'
+          : undefined;
+  if (problem === undefined) return;
+  throw argumentError(
+    'ERR_VARLEN_BUFFER',
+    op,
+    argument,
+    `must have memory of its own; got ${problem}, expected a plain ArrayBuffer`,
+  );
+}
+
+function wrongType(op: string, argument: string, value: unknown, expected: string): Error {
+  return argumentError(
+    'ERR_VARLEN_TYPE',
+    op,
+    argument,
+    `has the wrong type; got ${describe(value)}, expected ${expected}`,
+  );
+}
+
+const hostArrays = { ints: Int32Array, floats: Float32Array } as const;
+
+function isHandleOwner(value: unknown): value is HandleOwner {
+  return typeof value === 'object' && value !== null && typeof (value as HandleOwner).handle === 'number';
+}
+
+function handleOf(op: string, argument: string, value: unknown): number {
+  if (!isHandleOwner(value)) throw wrongType(op, argument, value, 'a Tensor');
+  if (value.handle !== 0) return value.handle;
+  throw varlenError('ERR_VARLEN_DISPOSED', `${op}: ${argument} was disposed`, { op, argument });
+}
+
+/**
+ * Calls a device op: checks JavaScript types, enqueues it on `stream`, and returns its new outputs in
+ * order, `undefined` for those the caller brought.
+ */
+export function call(
+  name: NativeOp,
+  values: Readonly<Record<string, unknown>>,
+  stream = 0,
+): (NativeTensor | undefined)[] {
+  const { addon, args, result, ops } = binding();
+  const op = ops.get(name)!;
+  const arrays: TypedArray[] = [];
+  args[0] = stream;
+  let outputs = 0;
+  for (let i = 0; i < op.args.length; i++) {
+    const { name: argument, kind, optional } = op.args[i];
+    const value = values[argument];
+    let slot = 0;
+    switch (kind) {
+      case 'flag':
+        if (typeof value !== 'boolean') throw wrongType(name, argument, value, 'a boolean');
+        slot = value ? 1 : 0;
+        break;
+      case 'number':
+      case 'integer':
+        if (typeof value !== 'number') throw wrongType(name, argument, value, 'a number');
+        if (kind === 'integer' && !Number.isInteger(value)) {
+          throw argumentError(
+            'ERR_VARLEN_RANGE',
+            name,
+            argument,
+            `must be whole; got ${value}, expected an integer`,
+          );
+        }
+        slot = value;
+        break;
+      case 'ints':
+      case 'floats':
+        if (value === undefined && optional) break;
+        if (isHandleOwner(value)) {
+          slot = handleOf(name, argument, value);
+        } else if (value instanceof hostArrays[kind]) {
+          checkBuffer(name, argument, value);
+          slot = -1;
+          arrays.push(value);
+        } else if (ArrayBuffer.isView(value)) {
+          throw argumentError(
+            'ERR_VARLEN_DTYPE',
+            name,
+            argument,
+            `has the wrong element type; got ${describe(value)}, expected ${hostArrays[kind].name}`,
+          );
+        } else {
+          throw wrongType(name, argument, value, `${hostArrays[kind].name} or Tensor`);
+        }
+        break;
+      case 'output':
+        outputs++;
+        if (value !== undefined) slot = handleOf(name, argument, value);
+        break;
+      case 'tensor':
+        if (value !== undefined || !optional) slot = handleOf(name, argument, value);
+        break;
+    }
+    args[i + 1] = slot;
+  }
+  check(addon.call(op.index, ...arrays));
+  return takeTensors(result, outputs);
+}
+
+function writeShape(args: Float64Array, slot: number, shape: readonly number[]): void {
+  args[slot] = shape.length;
+  args.set(shape, slot + 1);
+}
+
+/** A new tensor: a copy of `source`, or uninitialised. */
+export function create(
+  dtype: DType,
+  shape: readonly number[],
+  source?: TypedArray,
+  stream = 0,
+): NativeTensor {
+  const { addon, args } = binding();
+  args[0] = stream;
+  args[1] = DTYPES.indexOf(dtype);
+  writeShape(args, 2, shape);
+  check(source === undefined ? addon.create() : addon.create(source));
+  return takeTensor();
+}
+
+/** The same elements in another shape. */
+export function view(handle: number, shape: readonly number[]): NativeTensor {
+  const { addon, args } = binding();
+  args[1] = handle;
+  writeShape(args, 2, shape);
+  check(addon.view());
+  return takeTensor();
+}
+
+/** Elements `start` to `end` of one dimension, sharing memory. */
+export function slice(handle: number, dim: number, start: number, end: number): NativeTensor {
+  const { addon, args } = binding();
+  args[1] = handle;
+  args[2] = dim;
+  args[3] = start;
+  args[4] = end;
+  check(addon.slice());
+  return takeTensor();
+}
+
+/** Gives a handle back; an unknown one is ignored. */
+export function release(handle: number): void {
+  const { addon, args } = binding();
+  args[0] = handle;
+  addon.release();
+}
+
+/** A contiguous copy in `dtype`. */
+export function convert(handle: number, dtype: DType, stream = 0): NativeTensor {
+  const { addon, args } = binding();
+  args[0] = stream;
+  args[1] = handle;
+  args[2] = DTYPES.indexOf(dtype);
+  check(addon.convert());
+  return takeTensor();
+}
+
+/** `target += source`, in stream order. */
+export function accumulate(target: number, source: number, stream = 0): void {
+  const { addon, args } = binding();
+  args[0] = stream;
+  args[1] = target;
+  args[2] = source;
+  check(addon.accumulate());
+}
+
+/** Fills `target` with a tensor's elements once the stream reaches this point. */
+export function read<T extends TypedArray>(handle: number, target: T, stream = 0): Promise<T> {
+  const { addon, args, pending } = binding();
+  const id = nextId++;
+  args[0] = stream;
+  args[1] = handle;
+  args[2] = id;
+  check(addon.read(target));
+  return new Promise((resolve, reject) => {
+    pending.set(id, { resolve: () => resolve(target), reject, target });
+  });
+}
+
+/** The same, blocking. */
+export function readSync<T extends TypedArray>(handle: number, target: T, stream = 0): T {
+  const { addon, args } = binding();
+  args[0] = stream;
+  args[1] = handle;
+  args[2] = -1;
+  check(addon.read(target));
+  return target;
+}
+
+/** Bytes of all streams of the process, and this environment's tensors. */
+export function memory(): { allocated: number; reserved: number; peak: number; liveTensors: number } {
+  const { addon, result } = binding();
+  addon.memory();
+  return { allocated: result[0], reserved: result[1], peak: result[2], liveTensors: result[3] };
+}
+
+/** Threads that may work on one op; `count` changes it. */
+export function threads(count = 0): number {
+  const { addon, args, result } = binding();
+  args[0] = count;
+  addon.threads();
+  return result[0];
+}
+
+/** Streams and events, as the small numbers the native side knows them by. */
+export const streams: {
+  open(): number;
+  dispose(stream: number): void;
+  record(stream: number): number;
+  wait(stream: number, event: number): void;
+  finished(stream: number): Promise<void>;
+  eventTimeMs(event: number): number;
+  releaseEvent(event: number): void;
+} = {
+  open() {
+    const { addon, result } = binding();
+    check(addon.newStream());
+    return result[0];
+  },
+  dispose(stream) {
+    const { addon, args } = binding();
+    args[0] = stream;
+    addon.disposeStream();
+  },
+  record(stream) {
+    const { addon, args, result } = binding();
+    args[0] = stream;
+    check(addon.record());
+    return result[0];
+  },
+  wait(stream, event) {
+    const { addon, args } = binding();
+    args[0] = stream;
+    args[1] = event;
+    check(addon.wait());
+  },
+  finished(stream) {
+    const { addon, args, pending } = binding();
+    const id = nextId++;
+    args[0] = stream;
+    args[1] = id;
+    check(addon.notify());
+    return new Promise((resolve, reject) => {
+      pending.set(id, { resolve, reject, target: undefined });
+    });
+  },
+  eventTimeMs(event) {
+    const { addon, args, result } = binding();
+    args[0] = event;
+    addon.eventTime();
+    return result[0];
+  },
+  releaseEvent(event) {
+    const { addon, args } = binding();
+    args[0] = event;
+    addon.releaseEvent();
+  },
+};
