@@ -1,0 +1,12 @@
+#include "core/cuda/probe.h"
+
+// Compiled instead of runtime.cc when CUDA is off. CMake says why.
+namespace varlen {
+
+CudaRuntime LinkedCudaRuntime() {
+  CudaRuntime runtime;
+  runtime.not_built = VARLEN_NO_CUDA_REASON;
+  return runtime;
+}
+
+}  // namespace varlen
