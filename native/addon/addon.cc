@@ -1,6 +1,7 @@
 #include <napi.h>
 
 #include "addon/entry.h"
+#include "addon/info.h"
 #include "addon/ops.h"
 #include "core/parallel.h"
 
@@ -44,6 +45,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
                 self->on_settled = Napi::Persistent(info[0].As<Napi::Function>());
               }));
   Bind<Threads>(env, exports, "threads");
+  BindInfo(env, exports);
   BindTensors(env, exports);
   BindStreams(env, exports);
   return exports;

@@ -1,3 +1,4 @@
+import { describe, wrongType } from '../check.js';
 import {
   argumentError,
   ERROR_CODES,
@@ -76,6 +77,7 @@ interface Addon {
   accumulate(): number;
   read(target: TypedArray): number;
   memory(): number;
+  info(): NativeInfo;
   newStream(): number;
   disposeStream(): number;
   record(): number;
@@ -83,6 +85,21 @@ interface Addon {
   notify(): number;
   eventTime(): number;
   releaseEvent(): number;
+}
+
+/** What the native side knows about this machine. */
+export interface NativeInfo {
+  readonly isa: string;
+  readonly cudaProblem: string;
+  readonly cudaReason: string;
+  readonly runtimeVersion: number;
+  readonly driverVersion: number;
+  readonly devices: readonly {
+    readonly name: string;
+    readonly computeCapability: string;
+    readonly multiprocessors: number;
+    readonly memoryBytes: number;
+  }[];
 }
 
 interface Pending {
@@ -155,18 +172,6 @@ function takeTensor(): NativeTensor {
   return takeTensors(binding().result, 1)[0]!;
 }
 
-/** What a value is, in the words of an error message. */
-export function describe(value: unknown): string {
-  if (value === null) return 'null';
-  if (typeof value === 'object') {
-    const name = (value as object).constructor?.name;
-    return name === undefined ? 'an object' : `${/^[AEIOU]/.test(name) ? 'an' : 'a'} ${name}`;
-  }
-  if (typeof value === 'string') return `the string '${value}'`;
-  if (typeof value === 'symbol' || typeof value === 'bigint') return `the ${typeof value} ${String(value)}`;
-  return typeof value === 'function' ? 'a function' : String(value);
-}
-
 /** Refuses memory that can change or vanish while native code reads it. */
 export function checkBuffer(op: string, argument: string, array: ArrayBufferView): void {
   const buffer = array.buffer as ArrayBuffer & { resizable?: boolean; detached?: boolean };
@@ -187,15 +192,6 @@ export function checkBuffer(op: string, argument: string, array: ArrayBufferView
   );
 }
 
-function wrongType(op: string, argument: string, value: unknown, expected: string): Error {
-  return argumentError(
-    'ERR_VARLEN_TYPE',
-    op,
-    argument,
-    `has the wrong type; got ${describe(value)}, expected ${expected}`,
-  );
-}
-
 const hostArrays = { ints: Int32Array, floats: Float32Array } as const;
 
 function isHandleOwner(value: unknown): value is HandleOwner {
@@ -210,12 +206,14 @@ function handleOf(op: string, argument: string, value: unknown): number {
 
 /**
  * Calls a device op: checks JavaScript types, enqueues it on `stream`, and returns its new outputs in
- * order, `undefined` for those the caller brought.
+ * order, `undefined` for those the caller brought. `spelling` maps an argument's native name to the one
+ * the caller used, for errors.
  */
 export function call(
   name: NativeOp,
   values: Readonly<Record<string, unknown>>,
   stream = 0,
+  spelling: Readonly<Record<string, string>> = {},
 ): (NativeTensor | undefined)[] {
   const { addon, args, result, ops } = binding();
   const op = ops.get(name)!;
@@ -223,8 +221,9 @@ export function call(
   args[0] = stream;
   let outputs = 0;
   for (let i = 0; i < op.args.length; i++) {
-    const { name: argument, kind, optional } = op.args[i];
-    const value = values[argument];
+    const { name: nativeName, kind, optional } = op.args[i];
+    const argument = spelling[nativeName] ?? nativeName;
+    const value = values[nativeName];
     let slot = 0;
     switch (kind) {
       case 'flag':
@@ -274,7 +273,10 @@ export function call(
     }
     args[i + 1] = slot;
   }
-  check(addon.call(op.index, ...arrays));
+  if (addon.call(op.index, ...arrays) !== 0) {
+    const failure = addon.takeError();
+    throw toError({ ...failure, argument: spelling[failure.argument] ?? failure.argument });
+  }
   return takeTensors(result, outputs);
 }
 
@@ -372,6 +374,12 @@ export function memory(): { allocated: number; reserved: number; peak: number; l
   const { addon, result } = binding();
   addon.memory();
   return { allocated: result[0], reserved: result[1], peak: result[2], liveTensors: result[3] };
+}
+
+/** The instruction set in use and the state of CUDA. */
+export function info(): NativeInfo & { readonly version: string } {
+  const { addon } = binding();
+  return { version: addon.version, ...addon.info() };
 }
 
 /** Threads that may work on one op; `count` changes it. */

@@ -1,0 +1,1 @@
+export { noGrad } from './no-grad.js';

@@ -1,0 +1,4 @@
+export * from './autograd/index.js';
+export * from './errors.js';
+export * from './ops/index.js';
+export * from './tensor/index.js';

@@ -1,0 +1,17 @@
+export {
+  type CudaDevice,
+  type CudaStatus,
+  type CudaUnavailableCode,
+  Device,
+  type DeviceInfo,
+  type DeviceKind,
+  type DeviceLike,
+  deviceInfo,
+  setNumThreads,
+} from './device.js';
+export type { DType, Float16ArrayLike, TypedArray } from './dtype.js';
+export { type MemoryStats, memoryStats, scope } from './lifetime.js';
+export type { OpTrace } from './run.js';
+export { Event, Stream } from './stream.js';
+export { Tensor, type TensorEmptyOptions, type TensorFromOptions } from './tensor.js';
+export type { TensorLike } from './tensor-like.js';

@@ -1,0 +1,119 @@
+import { wrongType } from '../check.js';
+import { memory, release } from '../native/binding.js';
+
+/** Who frees a tensor: its owner, the scope it was made in, or, late and with a warning, the collector. */
+
+/** What the collector hands over when a tensor was never disposed. */
+interface Forgotten {
+  readonly handle: number;
+  readonly stack: string | undefined;
+}
+
+/** `VARLEN_DEBUG=1` keeps the stack of every call that makes a tensor: it costs more than the call. */
+export const debug: boolean = process.env.VARLEN_DEBUG === '1';
+
+let leakedByGc = 0;
+
+const forgotten = new FinalizationRegistry<Forgotten>(({ handle, stack }) => {
+  release(handle);
+  if (leakedByGc++ === 0) {
+    process.emitWarning(
+      'a Tensor was collected without dispose(); its memory was held until now. Use `using`, scope() or dispose().',
+      { code: 'VARLEN_LEAK', detail: stack ?? 'VARLEN_DEBUG=1 shows where it was made' },
+    );
+  }
+});
+
+/** What `memoryStats` reports, in bytes but for the counts. */
+export interface MemoryStats {
+  /** Held by tensors that can still be named, over all environments of the process. */
+  readonly allocated: number;
+  /** Taken from the system. */
+  readonly reserved: number;
+  /** The highest `allocated` so far. */
+  readonly peak: number;
+  /** Tensors of this environment (the main thread or one worker) that are not disposed. */
+  readonly liveTensors: number;
+  /** Tensors of this environment that only the garbage collector freed. */
+  readonly leakedByGc: number;
+}
+
+/** Memory in use on the CPU. */
+export function memoryStats(): MemoryStats {
+  return Object.freeze({ ...memory(), leakedByGc });
+}
+
+/** Something a scope can free. */
+export interface Disposer {
+  dispose(): void;
+}
+
+let currentScope: Set<Disposer> | undefined;
+
+/** Watches over a new tensor. */
+export function adopt(tensor: Disposer, handle: number, stack: string | undefined): void {
+  forgotten.register(tensor, { handle, stack }, tensor);
+  currentScope?.add(tensor);
+}
+
+/** A tensor was disposed in time. */
+export function abandon(tensor: Disposer, handle: number): void {
+  forgotten.unregister(tensor);
+  currentScope?.delete(tensor);
+  release(handle);
+}
+
+/** Lets a tensor outlive the scope it was made in, as a gradient must. */
+export function outliveScope(tensor: Disposer): void {
+  currentScope?.delete(tensor);
+}
+
+/** Calls `keep` for every tensor that `value` leads to through arrays and plain objects. */
+function visit(value: unknown, keep: (tensor: Disposer) => void, seen: Set<unknown>): void {
+  if (typeof value !== 'object' || value === null || seen.has(value)) return;
+  seen.add(value);
+  if (typeof (value as { dispose?: unknown }).dispose === 'function') keep(value as Disposer);
+  if (ArrayBuffer.isView(value)) return;
+  const children = value instanceof Map || value instanceof Set ? value.values() : Object.values(value);
+  for (const child of children) visit(child, keep, seen);
+}
+
+/**
+ * Calls `fn` and disposes every tensor made inside it, except those its result leads to (through
+ * arrays, plain objects, maps and sets). Scopes nest. Gradients outlive the scope that computed them.
+ *
+ * @param fn a synchronous function: with an asynchronous one, "inside" would have no end
+ * @throws `ERR_VARLEN_TYPE` when `fn` returns a promise
+ *
+ * @example
+ * ```ts
+ * const sum = scope(() => {
+ *   const { out } = varlenAttention(q, k, v, { cuSeqlens }); // softmaxLse goes, out stays
+ *   return out;
+ * });
+ * ```
+ */
+export function scope<T>(fn: () => T): T {
+  const outer = currentScope;
+  const made = new Set<Disposer>();
+  currentScope = made;
+  let result: T;
+  try {
+    result = fn();
+    if (typeof (result as { then?: unknown } | null | undefined)?.then === 'function') {
+      throw wrongType('scope', 'fn', result, 'a function that returns no promise');
+    }
+    const kept = new Set<unknown>();
+    visit(
+      result,
+      (tensor) => {
+        if (made.delete(tensor)) outer?.add(tensor);
+      },
+      kept,
+    );
+  } finally {
+    currentScope = outer;
+    for (const tensor of made) tensor.dispose();
+  }
+  return result;
+}

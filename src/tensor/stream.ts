@@ -1,0 +1,105 @@
+import { varlenError } from '../errors.js';
+import { streams } from '../native/binding.js';
+import { Device, type DeviceLike } from './device.js';
+
+const ownStreams = new Map<Device, Stream>();
+const forgottenStreams = new FinalizationRegistry<number>((id) => streams.dispose(id));
+const forgottenEvents = new FinalizationRegistry<number>((id) => streams.releaseEvent(id));
+
+/** A point in a stream's order of work. */
+export class Event {
+  /** @internal */
+  readonly id: number;
+  readonly #stream: Stream;
+
+  /** @internal */
+  constructor(id: number, stream: Stream) {
+    this.id = id;
+    this.#stream = stream;
+    forgottenEvents.register(this, id);
+  }
+
+  /** True once the stream has passed this point. */
+  ready(): boolean {
+    return !Number.isNaN(streams.eventTimeMs(this.id));
+  }
+
+  /** Resolves once the stream has passed this point. */
+  async done(): Promise<void> {
+    if (!this.ready()) await this.#stream.synchronize();
+  }
+
+  /** Milliseconds between the moments at which two events were passed. */
+  async elapsedMs(since: Event): Promise<number> {
+    await Promise.all([since.done(), this.done()]);
+    return streams.eventTimeMs(this.id) - streams.eventTimeMs(since.id);
+  }
+}
+
+/**
+ * An in-order queue of work on one device. Every device has one of its own, which ops use unless they
+ * are given another; work on different streams runs in any order unless `wait` says otherwise.
+ *
+ * @example
+ * ```ts
+ * using side = new Stream('cpu');
+ * const made = side.record();
+ * Stream.of('cpu').wait(made); // from here on, after everything `side` had to do
+ * ```
+ */
+export class Stream implements Disposable {
+  readonly device: Device;
+  /** The number by which the native side knows it; 0 is a device's own stream. */
+  private id: number | undefined;
+
+  /** A new stream. On the CPU it has a thread of its own; the pool that does the work is shared. */
+  constructor(device: DeviceLike = 'auto') {
+    this.device = Device.resolve(device);
+    this.id = streams.open();
+    forgottenStreams.register(this, this.id, this);
+  }
+
+  /** The device's own stream, the default of every op. Disposing it does nothing. */
+  static of(device: DeviceLike = 'auto'): Stream {
+    const resolved = Device.resolve(device);
+    const known = ownStreams.get(resolved);
+    if (known !== undefined) return known;
+    // Not through the constructor: the native side has this one already.
+    const own: Stream = Object.assign(Object.create(Stream.prototype), { device: resolved, id: 0 });
+    ownStreams.set(resolved, own);
+    return own;
+  }
+
+  /** @internal */
+  idFor(op: string): number {
+    if (this.id !== undefined) return this.id;
+    throw varlenError('ERR_VARLEN_DISPOSED', `${op}: stream was disposed`, { op, argument: 'stream' });
+  }
+
+  /** Resolves when everything enqueued so far is done. */
+  synchronize(): Promise<void> {
+    return streams.finished(this.idFor('Stream.synchronize'));
+  }
+
+  /** Marks this point of the stream's order. */
+  record(): Event {
+    return new Event(streams.record(this.idFor('Stream.record')), this);
+  }
+
+  /** Work enqueued from now on starts after `event` was passed on its own stream. */
+  wait(event: Event): void {
+    streams.wait(this.idFor('Stream.wait'), event.id);
+  }
+
+  /** Lets go of the stream; what is enqueued still runs. Twice is once. */
+  dispose(): void {
+    if (this.id === undefined || this.id === 0) return;
+    forgottenStreams.unregister(this);
+    streams.dispose(this.id);
+    this.id = undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}

@@ -1,0 +1,177 @@
+import { argumentError, varlenError } from '../errors.js';
+import { accumulate } from '../native/binding.js';
+import type { Tensor } from './tensor.js';
+
+/**
+ * What happened, so that it can be differentiated. An op that read a tracked tensor leaves a node here;
+ * `backward()` walks the nodes from the last to the first.
+ */
+
+/** Gradients of an op's inputs from those of its outputs; each one is new, `undefined` where none flows. */
+export type BackwardFn = (gradients: readonly (Tensor | undefined)[]) => readonly (Tensor | undefined)[];
+
+/** Where an input's gradient goes: to a parameter, or on to the node that made the input. */
+type Edge = { readonly leaf: Tensor } | { readonly node: TapeNode; readonly output: number } | undefined;
+
+/** One recorded call. It holds no tensor of the user's but the leaves: those may be disposed freely. */
+export interface TapeNode {
+  readonly op: string;
+  /** Position in the order of calls. */
+  readonly order: number;
+  readonly edges: readonly Edge[];
+  readonly outputs: number;
+  readonly saved: readonly Disposable[];
+  readonly backward: BackwardFn;
+  freed: boolean;
+}
+
+let nextOrder = 0;
+let recording = true;
+
+/** Switches recording and returns what it was. `noGrad` is the public form. */
+export function setRecording(on: boolean): boolean {
+  const before = recording;
+  recording = on;
+  return before;
+}
+
+/** True when a call on these inputs must be recorded. */
+export function isTracked(inputs: readonly (Tensor | undefined)[]): boolean {
+  return recording && inputs.some((input) => input?.requiresGrad);
+}
+
+/** Refuses tracked inputs on behalf of an op that has no backward. */
+export function refuseTracked(op: string, inputs: readonly (Tensor | undefined)[]): void {
+  if (!isTracked(inputs)) return;
+  throw varlenError(
+    'ERR_VARLEN_NO_BACKWARD',
+    `${op}: has no backward; got a tensor that requires a gradient, expected a detached one (tensor.detach(), noGrad)`,
+    { op },
+  );
+}
+
+/**
+ * Records a call. `saved` are handles of the node's own; they are disposed once backward has used them.
+ */
+export function record(
+  op: string,
+  inputs: readonly (Tensor | undefined)[],
+  outputs: readonly Tensor[],
+  saved: readonly Disposable[],
+  backward: BackwardFn,
+): void {
+  const edges = inputs.map((input): Edge => {
+    if (!input?.requiresGrad) return undefined;
+    return input.source ?? { leaf: input };
+  });
+  const node: TapeNode = {
+    op,
+    order: nextOrder++,
+    edges,
+    outputs: outputs.length,
+    saved,
+    backward,
+    freed: false,
+  };
+  for (const [output, tensor] of outputs.entries()) tensor.track({ node, output });
+}
+
+function free(node: TapeNode): void {
+  node.freed = true;
+  for (const saved of node.saved) saved[Symbol.dispose]();
+}
+
+/** Nodes that `last` was computed from, itself included, latest first. */
+function reachable(last: TapeNode): TapeNode[] {
+  const seen = new Set<TapeNode>([last]);
+  for (const node of seen) {
+    for (const edge of node.edges) {
+      if (edge !== undefined && 'node' in edge) seen.add(edge.node);
+    }
+  }
+  return [...seen].sort((a, b) => b.order - a.order);
+}
+
+/** `sum += gradient`, consuming `gradient`. The order of the additions is the order of the walk. */
+function add(sum: Tensor, gradient: Tensor): void {
+  accumulate(sum.handle, gradient.handle);
+  gradient.dispose();
+}
+
+/** Parameters keep their gradient in float32 whatever their own element type. */
+function addToLeaf(leaf: Tensor, gradient: Tensor): void {
+  if (leaf.disposed) {
+    gradient.dispose();
+  } else if (leaf.grad !== null) {
+    add(leaf.grad, gradient);
+  } else if (gradient.dtype === 'float32') {
+    leaf.grad = gradient.outlive();
+  } else {
+    leaf.grad = gradient.copy('float32').outlive();
+    gradient.dispose();
+  }
+}
+
+/**
+ * Fills `grad` of every parameter that `last` was computed from, consuming `gradient`.
+ *
+ * @throws `ERR_VARLEN_GRAPH_FREED` when an earlier backward without `retainGraph` used the graph up
+ */
+export function backward(op: string, last: Tensor, gradient: () => Tensor, retainGraph: boolean): void {
+  const source = last.source;
+  if (source === undefined) {
+    throw argumentError(
+      'ERR_VARLEN_MISSING_INPUT',
+      op,
+      'this',
+      'was computed from nothing that requires a gradient; expected a result of tracked tensors',
+    );
+  }
+  const nodes = reachable(source.node);
+  const used = nodes.find((node) => node.freed);
+  if (used !== undefined) {
+    throw varlenError(
+      'ERR_VARLEN_GRAPH_FREED',
+      `${op}: the graph was freed by an earlier backward (at ${used.op}); pass { retainGraph: true } there to keep it`,
+      { op, freedAt: used.op },
+    );
+  }
+  const gradients = new Map<TapeNode, (Tensor | undefined)[]>();
+  const give = (edge: Edge, value: Tensor): void => {
+    if (edge === undefined) {
+      value.dispose();
+      return;
+    }
+    if ('leaf' in edge) {
+      addToLeaf(edge.leaf, value);
+      return;
+    }
+    let slots = gradients.get(edge.node);
+    if (slots === undefined) {
+      slots = new Array(edge.node.outputs).fill(undefined);
+      gradients.set(edge.node, slots);
+    }
+    const sum = slots[edge.output];
+    if (sum === undefined) slots[edge.output] = value;
+    else add(sum, value);
+  };
+  const before = setRecording(false);
+  try {
+    give(source, gradient());
+    for (const node of nodes) {
+      const slots = gradients.get(node);
+      if (slots !== undefined) {
+        const inputs = node.backward(slots);
+        for (const [i, value] of inputs.entries()) {
+          if (value !== undefined) give(node.edges[i], value);
+        }
+        for (const slot of slots) slot?.dispose();
+        gradients.delete(node);
+      }
+      if (!retainGraph) free(node);
+    }
+  } finally {
+    setRecording(before);
+    for (const slots of gradients.values()) for (const slot of slots) slot?.dispose();
+  }
+}

@@ -1,0 +1,431 @@
+import { inspect } from 'node:util';
+import { checkInteger, describe, readOptions, wrongType } from '../check.js';
+import { argumentError, type VarlenError, varlenError } from '../errors.js';
+import * as native from '../native/binding.js';
+import { Device, type DeviceLike } from './device.js';
+import {
+  bytesOf,
+  checkDType,
+  type DType,
+  type Float16ArrayLike,
+  naturalDType,
+  newArray,
+  type TypedArray,
+} from './dtype.js';
+import { abandon, adopt, debug, outliveScope } from './lifetime.js';
+import { Stream } from './stream.js';
+import { backward, isTracked, record, refuseTracked, type TapeNode } from './tape.js';
+import { readTensorLike, type TensorLike } from './tensor-like.js';
+
+/** Options of {@link Tensor.from}. */
+export interface TensorFromOptions {
+  /** Default `[data.length]`. */
+  shape?: readonly number[];
+  /** Default: the array's own. Required for a `Uint16Array`. Another one converts, rounding to nearest even. */
+  dtype?: DType;
+  /** Default `'auto'`. */
+  device?: DeviceLike;
+  /** The stream that will use it first; default: the device's own. */
+  stream?: Stream;
+  /** Record what is computed from it, so that `backward()` fills `grad`. Default false. */
+  requiresGrad?: boolean;
+}
+
+/** Options of {@link Tensor.empty}. */
+export interface TensorEmptyOptions {
+  dtype: DType;
+  /** Default `'auto'`. */
+  device?: DeviceLike;
+  stream?: Stream;
+  requiresGrad?: boolean;
+}
+
+/** Native tensors have at most this many dimensions. */
+const MAX_RANK = 6;
+
+function checkShape(op: string, shape: readonly number[]): number {
+  if (!Array.isArray(shape)) throw wrongType(op, 'shape', shape, 'an array of numbers');
+  if (shape.length > MAX_RANK) {
+    throw argumentError(
+      'ERR_VARLEN_SHAPE',
+      op,
+      'shape',
+      `has too many dimensions; got ${shape.length}, expected at most ${MAX_RANK}`,
+    );
+  }
+  for (const [i, size] of shape.entries()) checkInteger(op, `shape[${i}]`, size, 0);
+  return shape.reduce((product, size) => product * size, 1);
+}
+
+/** A copy, when native code could not read the memory itself. */
+function unshared(data: ArrayBufferView): ArrayBufferView {
+  if (typeof SharedArrayBuffer === 'undefined') return data;
+  if (!((data.buffer as unknown) instanceof SharedArrayBuffer)) return data;
+  return (data as unknown as TypedArray).slice();
+}
+
+/** An allocation of JavaScript memory that fails is an error of ours like any other. */
+function allocate(op: string, dtype: DType, size: number): TypedArray {
+  try {
+    return newArray(dtype, size);
+  } catch (cause) {
+    const requestedBytes = size * bytesOf(dtype);
+    throw varlenError(
+      'ERR_VARLEN_OUT_OF_MEMORY',
+      `${op}: no JavaScript memory for the elements; got a request of ${requestedBytes} bytes, expected one that fits`,
+      { op, requestedBytes },
+      { cause },
+    );
+  }
+}
+
+/**
+ * Numbers on a device, in row-major order. Ops take tensors and return tensors at once; the work runs
+ * later, in order, on the device's stream, and {@link Tensor.data} waits for it.
+ *
+ * A tensor holds native memory until `dispose()`; `using` and {@link scope} call it for you.
+ *
+ * @example
+ * ```ts
+ * using t = Tensor.from(new Float32Array([1, 2, 3, 4]), { shape: [2, 2] });
+ * console.log(t.shape, await t.data());
+ * ```
+ */
+export class Tensor implements Disposable {
+  readonly shape: readonly number[];
+  readonly dtype: DType;
+  readonly device: Device;
+  /** Sum of the gradients that `backward()` brought here, float32; `null` until then. Set it to `null` to start anew. */
+  grad: Tensor | null = null;
+  #handle: number;
+  #requiresGrad: boolean;
+  #source: { readonly node: TapeNode; readonly output: number } | undefined;
+  readonly #madeAt: Error | undefined;
+
+  /** @internal Wraps what the native side made. */
+  constructor(made: native.NativeTensor, device: Device, requiresGrad = false) {
+    this.shape = Object.freeze(made.shape);
+    this.dtype = made.dtype;
+    this.device = device;
+    this.#handle = made.handle;
+    this.#requiresGrad = requiresGrad;
+    this.#madeAt = debug ? new Error('the tensor was made here') : undefined;
+    adopt(this, made.handle, this.#madeAt?.stack);
+  }
+
+  /**
+   * A tensor with a copy of `data`.
+   *
+   * @param data a typed array, or a tensor of `onnxruntime`, `transformers.js` and their like
+   * @throws `ERR_VARLEN_TYPE`, `ERR_VARLEN_DTYPE`, `ERR_VARLEN_SHAPE`, `ERR_VARLEN_RANGE`,
+   *   `ERR_VARLEN_BUFFER` (detached or resizable), `ERR_VARLEN_OPTION`, `ERR_VARLEN_NO_CUDA`,
+   *   `ERR_VARLEN_OUT_OF_MEMORY`
+   */
+  static from(data: TypedArray | Float16ArrayLike | TensorLike, options?: TensorFromOptions): Tensor {
+    const op = 'Tensor.from';
+    const known = readOptions(op, options, ['shape', 'dtype', 'device', 'stream', 'requiresGrad']);
+    const like =
+      typeof data === 'object' && data !== null && !ArrayBuffer.isView(data)
+        ? readTensorLike(op, data)
+        : undefined;
+    const elements: unknown = like?.data ?? data;
+    if (!ArrayBuffer.isView(elements) || elements instanceof DataView) {
+      throw wrongType(op, 'data', data, 'a typed array or a tensor-like object');
+    }
+    const array = unshared(elements);
+    native.checkBuffer(op, 'data', array);
+    const wanted = known.dtype ?? like?.dtype;
+    if (wanted !== undefined) checkDType(op, 'dtype', wanted);
+    const dtype = naturalDType(op, array, wanted);
+    const length = (array as unknown as { length: number }).length;
+    const shape = known.shape ?? like?.shape ?? [length];
+    const size = checkShape(op, shape);
+    if (size !== length) {
+      throw argumentError(
+        'ERR_VARLEN_SHAPE',
+        op,
+        'shape',
+        `does not fit the data; got [${shape}] for ${length} elements, expected a product of ${length}`,
+        { expected: length, received: size },
+      );
+    }
+    const device = Device.resolve(known.device ?? known.stream?.device ?? 'auto');
+    const stream = streamFor(op, device, known.stream);
+    // A Float16Array goes through as its bits: Node-API knows its kind only from Node 24 on.
+    const bits =
+      dtype === 'float16' ? new Uint16Array(array.buffer as ArrayBuffer, array.byteOffset, length) : array;
+    const made = native.create(dtype, shape, bits, stream);
+    const requiresGrad = known.requiresGrad === true;
+    if (wanted === undefined || wanted === dtype) return new Tensor(made, device, requiresGrad);
+    try {
+      return new Tensor(native.convert(made.handle, wanted, stream), device, requiresGrad);
+    } finally {
+      native.release(made.handle);
+    }
+  }
+
+  /** A tensor whose elements are whatever the memory held. For outputs that an op will fill. */
+  static empty(shape: readonly number[], options: TensorEmptyOptions): Tensor {
+    const op = 'Tensor.empty';
+    const known = readOptions(op, options, ['dtype', 'device', 'stream', 'requiresGrad']);
+    checkDType(op, 'dtype', known.dtype);
+    checkShape(op, shape);
+    const device = Device.resolve(known.device ?? known.stream?.device ?? 'auto');
+    const made = native.create(known.dtype, shape, undefined, streamFor(op, device, known.stream));
+    return new Tensor(made, device, known.requiresGrad === true);
+  }
+
+  /** Number of elements. */
+  get size(): number {
+    return this.shape.reduce((product, size) => product * size, 1);
+  }
+
+  /** Bytes of its elements. */
+  get byteLength(): number {
+    return this.size * bytesOf(this.dtype);
+  }
+
+  /** True after `dispose()`. */
+  get disposed(): boolean {
+    return this.#handle === 0;
+  }
+
+  /** True for a parameter, and for what was computed from one. */
+  get requiresGrad(): boolean {
+    return this.#requiresGrad;
+  }
+
+  /** @internal The native name, 0 once disposed. */
+  get handle(): number {
+    return this.#handle;
+  }
+
+  /** @internal The call that made it, when that was recorded. */
+  get source(): { readonly node: TapeNode; readonly output: number } | undefined {
+    return this.#source;
+  }
+
+  /** @internal Makes it a recorded result. */
+  track(source: { readonly node: TapeNode; readonly output: number }): void {
+    this.#source = source;
+    this.#requiresGrad = true;
+  }
+
+  /** @internal Lets it live past the current scope. */
+  outlive(): this {
+    outliveScope(this);
+    return this;
+  }
+
+  /** @internal A contiguous copy of its own, unrecorded. */
+  copy(dtype: DType = this.dtype): Tensor {
+    return new Tensor(native.convert(this.#live('Tensor.to'), dtype), this.device);
+  }
+
+  /** @internal A second name for the same elements, with a lifetime of its own; unrecorded, outside scopes. */
+  alias(): Tensor {
+    const handle = this.#live('Tensor.detach');
+    const made =
+      this.shape.length === 0 ? native.view(handle, []) : native.slice(handle, 0, 0, this.shape[0]);
+    return new Tensor(made, this.device);
+  }
+
+  #live(op: string): number {
+    if (this.#handle !== 0) return this.#handle;
+    throw varlenError('ERR_VARLEN_DISPOSED', `${op}: this was disposed`, { op, argument: 'this' });
+  }
+
+  /**
+   * The same elements in another shape, sharing memory.
+   *
+   * @throws `ERR_VARLEN_SHAPE`, `ERR_VARLEN_LAYOUT` (a strided tensor), `ERR_VARLEN_DISPOSED`
+   */
+  view(shape: readonly number[]): Tensor {
+    checkShape('Tensor.view', shape);
+    const result = new Tensor(native.view(this.#live('Tensor.view'), shape), this.device);
+    if (isTracked([this])) {
+      const { shape: own } = this;
+      record('Tensor.view', [this], [result], [], ([gradient]) => [gradient?.view(own)]);
+    }
+    return result;
+  }
+
+  /**
+   * Elements `start` to `end` (exclusive) of dimension `dim`, sharing memory. Not differentiable.
+   *
+   * @throws `ERR_VARLEN_RANGE`, `ERR_VARLEN_NO_BACKWARD`, `ERR_VARLEN_DISPOSED`
+   */
+  slice(dim: number, start: number, end: number): Tensor {
+    const op = 'Tensor.slice';
+    const handle = this.#live(op);
+    refuseTracked(op, [this]);
+    checkInteger(op, 'dim', dim, 0, this.shape.length - 1);
+    checkInteger(op, 'start', start, 0, this.shape[dim]);
+    checkInteger(op, 'end', end, start, this.shape[dim]);
+    return new Tensor(native.slice(handle, dim, start, end), this.device);
+  }
+
+  /** The same elements, cut off from what computed them. */
+  detach(): Tensor {
+    return this.alias();
+  }
+
+  /**
+   * A contiguous copy on another device or in another element type (rounding to nearest even). With
+   * nothing to change it is a second name for the same memory; either way the result is a tensor of
+   * its own to dispose.
+   */
+  to(target: DeviceLike | DType, options?: { stream?: Stream }): Tensor {
+    const op = 'Tensor.to';
+    const handle = this.#live(op);
+    const { stream } = readOptions(op, options, ['stream']);
+    const dtype = (native.DTYPES as readonly unknown[]).includes(target) ? (target as DType) : this.dtype;
+    if (dtype !== target) {
+      const device = Device.resolve(target as DeviceLike);
+      if (device !== this.device) {
+        throw varlenError(
+          'ERR_VARLEN_UNSUPPORTED',
+          `${op}: copies between devices are not part of this release`,
+          {
+            op,
+            feature: `${this.device} to ${device}`,
+          },
+        );
+      }
+    }
+    const result =
+      dtype === this.dtype
+        ? this.alias()
+        : new Tensor(native.convert(handle, dtype, streamFor(op, this.device, stream)), this.device);
+    if (isTracked([this])) {
+      const own = this.dtype;
+      record(op, [this], [result], [], ([gradient]) => [gradient?.copy(own)]);
+    }
+    return result;
+  }
+
+  /**
+   * The elements, once the work that makes them is done. Does not block the event loop.
+   *
+   * `float16` and `bfloat16` come as their bits; {@link Tensor.toFloat32} gives values. Rejects with the
+   * failure of the op that should have made them.
+   */
+  async data(): Promise<TypedArray> {
+    const op = 'Tensor.data';
+    const target = allocate(op, this.dtype, this.size);
+    try {
+      return await native.read(this.#live(op), target);
+    } catch (error) {
+      throw this.#explain(error);
+    }
+  }
+
+  /** The same, blocking until the stream is there. For scripts and tests. */
+  dataSync(): TypedArray {
+    const op = 'Tensor.dataSync';
+    const target = allocate(op, this.dtype, this.size);
+    try {
+      return native.readSync(this.#live(op), target);
+    } catch (error) {
+      throw this.#explain(error);
+    }
+  }
+
+  /** Under `VARLEN_DEBUG=1` a late failure points to the call that made the tensor. */
+  #explain(error: unknown): unknown {
+    if (this.#madeAt !== undefined) (error as VarlenError).cause ??= this.#madeAt;
+    return error;
+  }
+
+  /** The elements as float32 values, whatever the element type. */
+  async toFloat32(): Promise<Float32Array> {
+    if (this.dtype === 'float32') return (await this.data()) as Float32Array;
+    const converted = this.copy('float32');
+    try {
+      return (await converted.data()) as Float32Array;
+    } finally {
+      converted.dispose();
+    }
+  }
+
+  /** The elements with the property names of `onnxruntime`, `transformers.js` and their like. */
+  async toTensorLike(): Promise<Required<TensorLike>> {
+    const { dtype, shape } = this;
+    return { type: dtype, dtype, dims: shape, shape, data: await this.data() };
+  }
+
+  /**
+   * Adds to `grad` of every parameter this was computed from.
+   *
+   * @param gradient the gradient of this tensor, its shape; default 1 for a tensor of one element
+   * @throws `ERR_VARLEN_MISSING_INPUT`, `ERR_VARLEN_SHAPE`, `ERR_VARLEN_GRAPH_FREED`
+   */
+  backward(gradient?: Tensor, options?: { retainGraph?: boolean }): void {
+    const op = 'Tensor.backward';
+    this.#live(op);
+    const { retainGraph = false } = readOptions(op, options, ['retainGraph']);
+    if (gradient !== undefined && !(gradient instanceof Tensor)) {
+      throw wrongType(op, 'gradient', gradient, 'a Tensor');
+    }
+    backward(op, this, () => this.#startGradient(op, gradient), retainGraph);
+  }
+
+  #startGradient(op: string, gradient: Tensor | undefined): Tensor {
+    const { shape, dtype, device } = this;
+    if (gradient === undefined) {
+      if (this.size !== 1) {
+        throw argumentError(
+          'ERR_VARLEN_MISSING_INPUT',
+          op,
+          'gradient',
+          `is required unless the tensor has one element; got shape [${shape}], expected a gradient of that shape`,
+        );
+      }
+      return Tensor.from(new Float32Array([1]), { shape, dtype, device });
+    }
+    if (gradient.shape.length !== shape.length || gradient.shape.some((n, i) => n !== shape[i])) {
+      throw argumentError(
+        'ERR_VARLEN_SHAPE',
+        op,
+        'gradient',
+        `must have the tensor's shape; got [${gradient.shape}], expected [${shape}]`,
+        { expected: shape, received: gradient.shape },
+      );
+    }
+    return gradient.copy(dtype);
+  }
+
+  /** Gives the memory back once the work that uses it is done. Twice is once. */
+  dispose(): void {
+    if (this.#handle === 0) return;
+    abandon(this, this.#handle);
+    this.#handle = 0;
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  /** Shape, element type and device, for logs. */
+  toString(): string {
+    return `Tensor(${this.dtype} [${this.shape.join(', ')}] on ${this.device}${this.disposed ? ', disposed' : ''})`;
+  }
+}
+
+// console.log shows what toString says instead of private fields.
+Object.defineProperty(Tensor.prototype, inspect.custom, { value: Tensor.prototype.toString });
+
+/** The number of the stream that a call goes to. */
+export function streamFor(op: string, device: Device, stream: Stream | undefined): number {
+  if (stream === undefined) return 0;
+  if (!(stream instanceof Stream)) throw wrongType(op, 'stream', stream, 'a Stream');
+  if (stream.device !== device) {
+    throw argumentError(
+      'ERR_VARLEN_DEVICE',
+      op,
+      'stream',
+      `belongs to another device; got ${describe(String(stream.device))}, expected '${device}'`,
+    );
+  }
+  return stream.idFor(op);
+}
