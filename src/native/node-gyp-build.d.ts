@@ -1,0 +1,4 @@
+declare module 'node-gyp-build' {
+  const nodeGypBuild: { resolve(packageRoot: string): string };
+  export default nodeGypBuild;
+}
