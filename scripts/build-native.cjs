@@ -17,10 +17,18 @@ const root = path.resolve(__dirname, '..');
 
 /** What a build needs from the system, and the packages that bring it. */
 const SYSTEM_TOOLS = {
-  'a C++20 compiler (g++ or clang++)': { debian: 'g++', fedora: 'gcc-c++', found: () => compiler() !== undefined },
+  'a C++20 compiler (g++ or clang++)': {
+    debian: 'g++',
+    fedora: 'gcc-c++',
+    found: () => compiler() !== undefined,
+  },
   'cmake 3.24 or newer': { debian: 'cmake', fedora: 'cmake', found: () => atLeast(cmakeVersion(), [3, 24]) },
   'make or ninja': { debian: 'make', fedora: 'make', found: () => runs('ninja') || runs('make') },
-  'hwy/highway.h (Google Highway)': { debian: 'libhwy-dev', fedora: 'highway-devel', found: () => hasHeader('hwy/highway.h') },
+  'hwy/highway.h (Google Highway)': {
+    debian: 'libhwy-dev',
+    fedora: 'highway-devel',
+    found: () => hasHeader('hwy/highway.h'),
+  },
 };
 
 function runs(command) {

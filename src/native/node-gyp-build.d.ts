@@ -1,3 +1,4 @@
 declare module 'node-gyp-build' {
-  export default function nodeGypBuild(root: string): unknown;
+  const nodeGypBuild: { resolve(packageRoot: string): string };
+  export default nodeGypBuild;
 }
