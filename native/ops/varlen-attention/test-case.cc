@@ -156,11 +156,13 @@ void Fill(const Tensor& t, double value) {
   ForEach(t, [&](int64_t i, int64_t j, int64_t d) { Set(t, value, i, j, d); });
 }
 
-void FillNormal(const Tensor& t, uint64_t seed, DType precision) {
+void FillNormal(const Tensor& t, uint64_t seed, bool exact_in_16_bits) {
   std::mt19937_64 random(seed);
   std::normal_distribution<double> normal;
   ForEach(t, [&](int64_t i, int64_t j, int64_t d) {
-    Set(t, Rounded(normal(random), precision), i, j, d);
+    double value = normal(random);
+    if (exact_in_16_bits) value = Rounded(Rounded(value, DType::kBF16), DType::kF16);
+    Set(t, value, i, j, d);
   });
 }
 
@@ -190,7 +192,7 @@ Case MakeCase(const Pack& pack) {
   c.d_lse = Tensor::Empty(DType::kF32, {pack.num_heads, total_q});
   int stream = 0;
   for (const Tensor* t : {&c.q, &c.k, &c.v, &c.d_out, &c.d_lse}) {
-    FillNormal(*t, pack.seed * 8 + stream++, pack.precision);
+    FillNormal(*t, pack.seed * 8 + stream++, pack.exact_in_16_bits);
   }
   c.options.cu_seqlens_q = Host(cu_q);
   c.options.cu_seqlens_k = Host(cu_k);
@@ -472,6 +474,70 @@ std::string Describe(const Case& c) {
   if (o.seq_used_q || o.seq_used_k) text << " seqUsed";
   if (c.num_splits > 0) text << " numSplits " << c.num_splits;
   return text.str();
+}
+
+const std::vector<Variant>& Variants() {
+  static const auto slopes = [](int64_t count) {
+    std::vector<float> slopes;
+    for (int64_t h = 0; h < count; ++h) slopes.push_back(0.01f * static_cast<float>(1 + 3 * h % 7));
+    return Host(slopes);
+  };
+  static const std::vector<Variant> variants{
+      {"full", [](Case&) {}},
+      {"causal", [](Case& c) { c.options.causal = true; }},
+      {"window", [](Case& c) { c.options.window_left = 17, c.options.window_right = 5; }},
+      {"left window", [](Case& c) { c.options.window_left = 70; }},
+      {"right window", [](Case& c) { c.options.window_right = 0; }},
+      {"causal window",
+       [](Case& c) {
+         c.options.causal = true, c.options.window_left = 40, c.options.window_right = 0;
+       }},
+      {"softcap",
+       [](Case& c) {
+         // Scores of about 4 under a cap of 3: the cap bends them well away from the identity.
+         c.options.softcap = 3, c.options.softmax_scale *= 4;
+       }},
+      {"causal, alibi",
+       [](Case& c) { c.options.causal = true, c.options.alibi_slopes = slopes(c.q.shape[1]); }},
+      {"alibi per sequence",
+       [](Case& c) { c.options.alibi_slopes = slopes(c.q.shape[1] * NumSeqs(c)); }},
+      {"causal, gradient of lse", [](Case& c) { c.options.causal = c.with_d_lse = true; }},
+      {"scale 0.1", [](Case& c) { c.options.softmax_scale = 0.1f; }},
+      {"scale 0", [](Case& c) { c.options.softmax_scale = 0; }},
+      {"negative scale", [](Case& c) { c.options.causal = true, c.options.softmax_scale = -0.2f; }},
+      {"everything",
+       [](Case& c) {
+         c.options.causal = c.with_d_lse = true;
+         c.options.window_left = 90, c.options.softcap = 2.5f;
+         c.options.alibi_slopes = slopes(c.q.shape[1]);
+       }},
+  };
+  return variants;
+}
+
+Ints RandomTree(int32_t length, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  Ints ends(length);
+  std::vector<int32_t> open;  // ends of the subtrees around the current node, outermost first
+  for (int32_t j = 0; j < length; ++j) {
+    while (!open.empty() && open.back() <= j) open.pop_back();
+    const int32_t limit = open.empty() ? length : open.back();
+    // Mostly long runs that share their end, as the tokens of one answer do.
+    ends[j] = random() % 8 != 0 ? limit : j + 1 + static_cast<int32_t>(random() % (limit - j));
+    open.push_back(ends[j]);
+  }
+  return ends;
+}
+
+void AddTrees(Case& c, uint64_t seed) {
+  Ints ends(c.k.shape[0], 0);
+  for (int64_t b = 0; b < NumSeqs(c); ++b) {
+    const Rows k = RowsK(c, b);
+    const Ints tree = RandomTree(static_cast<int32_t>(k.used), seed + b);
+    std::copy(tree.begin(), tree.end(), ends.begin() + k.first);
+  }
+  c.options.key_end = Host(ends);
+  c.options.causal = true;
 }
 
 }  // namespace varlen::varlen_attention::testing

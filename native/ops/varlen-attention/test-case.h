@@ -37,7 +37,7 @@ struct Pack {
   int64_t tail_q = 0;             // rows past the last slot
   int64_t tail_k = 0;             // likewise
   uint64_t seed = 1;              // of the contents
-  DType precision = DType::kF64;  // values are rounded to this dtype before they are stored
+  bool exact_in_16_bits = false;  // every value is the same number in every dtype
 };
 
 // One call: inputs, options and the gradients that arrive.
@@ -80,8 +80,8 @@ void Set(const Tensor& tensor, double value, int64_t i, int64_t j, int64_t d = 0
 Tensor SliceRows(const Tensor& tensor, int64_t first, int64_t count, int dimension = 0);
 Tensor CopyAs(const Tensor& tensor, DType dtype);
 void Fill(const Tensor& tensor, double value);
-// Normal random values, each rounded to `precision` on the way.
-void FillNormal(const Tensor& tensor, uint64_t seed, DType precision = DType::kF64);
+// Normal random values; with exact_in_16_bits each is a number that both 16-bit dtypes hold.
+void FillNormal(const Tensor& tensor, uint64_t seed, bool exact_in_16_bits = false);
 // What a value becomes when it is stored as `dtype`.
 double Rounded(double value, DType dtype);
 // Fills the cached scratch memory of every pool thread with NaN.
@@ -103,5 +103,17 @@ std::string Inaccuracy(const Case& c, const Results& got, const Results& referen
 std::string Inaccuracy(const Case& c, Which which = Which::kBoth);
 
 std::string Describe(const Case& c);
+
+// Every mask and score option, alone and combined, that is legal for any pack.
+struct Variant {
+  std::string name;
+  void (*apply)(Case& c);
+};
+const std::vector<Variant>& Variants();
+
+// Ends of a random forest of `length` nodes in depth-first order, relative to the sequence.
+Ints RandomTree(int32_t length, uint64_t seed);
+// Gives every sequence of a self-attention pack a random tree, and the causal mask it needs.
+void AddTrees(Case& c, uint64_t seed);
 
 }  // namespace varlen::varlen_attention::testing

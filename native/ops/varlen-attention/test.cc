@@ -25,7 +25,7 @@ Tensor FromRows(const Matrix& rows, int64_t num_heads, DType dtype) {
   return t;
 }
 
-void CheckRows(const Tensor& got, const Matrix& want, double tolerance, const char* name) {
+void CheckRows(const Tensor& got, const Matrix& want, double tolerance, const std::string& name) {
   for (size_t i = 0; i < want.size(); ++i) {
     for (size_t n = 0; n < want[i].size(); ++n) {
       const auto row = static_cast<int64_t>(i), column = static_cast<int64_t>(n);
@@ -67,7 +67,7 @@ Case Example(DType dtype) {
 }
 
 struct Expected {
-  const char* name;
+  std::string name;
   Matrix out, softmax_lse, dq, dk, dv;  // rows that are listed; empty: not listed
 };
 
@@ -254,7 +254,7 @@ double WorstDifference(Case& c, const Tensor& input, const Tensor& gradient) {
 
 TEST_CASE("The double reference's gradients are its central differences") {
   struct Variant {
-    const char* name;
+    std::string name;
     void (*apply)(Options&);
   };
   const Variant variants[] = {
