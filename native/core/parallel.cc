@@ -40,6 +40,15 @@ std::atomic<int>& Threads() {
   return threads;
 }
 
+// Tells the core that this is a waiting loop.
+void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 thread_local const std::atomic<bool>* t_cancel = nullptr;
 
 // One ParallelFor in progress. It lives on its caller's stack; helpers leave before the caller
@@ -140,6 +149,11 @@ void SetNumThreads(int threads) {
 }
 
 bool Cancelled() { return t_cancel != nullptr && t_cancel->load(std::memory_order_relaxed); }
+
+void YieldThread() {
+  for (int i = 0; i < 32; ++i) Pause();
+  sched_yield();
+}
 
 CancelScope::CancelScope(const std::atomic<bool>* flag) : outer_(std::exchange(t_cancel, flag)) {}
 CancelScope::~CancelScope() { t_cancel = outer_; }

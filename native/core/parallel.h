@@ -19,6 +19,9 @@ void SetNumThreads(int threads);
 // Long pieces ask at least every millisecond and return early; what they wrote is then unspecified.
 bool Cancelled();
 
+// Lets another thread run while this one waits for it: a short pause, then the rest of the slice.
+void YieldThread();
+
 namespace internal {
 using PieceFn = void (*)(const void* fn, int64_t piece, int worker);
 Status ParallelForImpl(int64_t pieces, PieceFn call, const void* fn);

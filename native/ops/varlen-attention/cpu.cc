@@ -1,187 +1,220 @@
-// Plain loops over the formulas of the header: one row at a time, float32.
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <vector>
-
+// The CPU implementation: tasks from plan.h over the thread pool, the work of one task from
+// forward-inl.h and backward-inl.h, compiled per instruction set.
+#include "core/isa.h"
+//
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/varlen-attention/cpu.cc"
+#include "hwy/foreach_target.h"
+//
+#include "ops/varlen-attention/backward-inl.h"
+#include "ops/varlen-attention/forward-inl.h"
+//
 #include "core/dispatch.h"
-#include "core/parallel.h"
-#include "ops/varlen-attention/plan.h"
-#include "ops/varlen-attention/varlen-attention.h"
 
+HWY_BEFORE_NAMESPACE();
 namespace varlen::varlen_attention {
-namespace {
+namespace HWY_NAMESPACE {
 
-template <class T>
-T* Row(const Tensor& t, int64_t row, int64_t head) {
-  return t.data<T>() + row * t.strides[0] + head * t.strides[1];
+template <class Params>
+Problem ProblemOf(const Params& params, const Rows& rows, int32_t sequence, int32_t kv_head) {
+  const int64_t num_heads = params.q.shape[1];
+  return {params.options,   rows.sequences[static_cast<size_t>(sequence)],
+          sequence,         kv_head,
+          num_heads,        num_heads / params.k.shape[1],
+          params.q.shape[2]};
 }
 
+// Rows [gap.begin, gap.end) of [rows, heads, D] become zero.
 template <class T>
-void Widen(const T* from, float* to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<float>(from[i]);
-}
-
-struct Scores {
-  const Options& o;
-  const Sequence& s;
-  Band band;
-  float slope;
-
-  bool Keeps(int64_t i, int64_t j) const {
-    return !o.key_end || i < o.key_end.data()[s.k_begin + j];
-  }
-  // s(i,j) and the derivative of the cap.
-  float At(int64_t i, int64_t j, float dot, float* derivative) const {
-    float u = dot * o.softmax_scale;
-    *derivative = 1;
-    if (o.softcap > 0) {
-      const float t = std::tanh(u / o.softcap);
-      *derivative = 1 - t * t;
-      u = o.softcap * t;
+void ZeroRows(const Tensor& tensor, Gap gap) {
+  for (int64_t row = gap.begin; row < gap.end; ++row) {
+    for (int64_t head = 0; head < tensor.shape[1]; ++head) {
+      std::fill_n(ElementAt<T>(tensor, row, head), tensor.shape[2], T(0.0f));
     }
-    return u - slope * static_cast<float>(std::abs(band.Position(i) - j));
   }
+}
+
+// Gaps in pieces that one thread clears in well under a millisecond.
+constexpr int64_t kGapRows = 256;
+int64_t CountPieces(const std::vector<Gap>& gaps) {
+  int64_t pieces = 0;
+  for (const Gap& gap : gaps) pieces += (gap.end - gap.begin + kGapRows - 1) / kGapRows;
+  return pieces;
+}
+std::vector<Gap> CutGaps(const std::vector<Gap>& gaps) {
+  std::vector<Gap> pieces;
+  pieces.reserve(static_cast<size_t>(CountPieces(gaps)));
+  for (const Gap& gap : gaps) {
+    for (int64_t begin = gap.begin; begin < gap.end; begin += kGapRows) {
+      pieces.push_back({begin, std::min(gap.end, begin + kGapRows)});
+    }
+  }
+  return pieces;
+}
+
+// Partial results of one split: max, sum and out of every row, one after the other.
+struct Partials {
+  float* data;
+  int64_t rows, stride;
+  int64_t size() const { return rows * (stride + 2); }
+  float* Max(int64_t partial) const { return data + partial * size(); }
+  float* Sum(int64_t partial) const { return Max(partial) + rows; }
+  float* Out(int64_t partial) const { return Max(partial) + 2 * rows; }
 };
 
-float SlopeOf(const Options& o, int64_t b, int64_t head, int64_t num_heads) {
-  if (!o.alibi_slopes) return 0;
-  const bool per_sequence = o.alibi_slopes.size() != num_heads;
-  return o.alibi_slopes.data()[(per_sequence ? b * num_heads : 0) + head];
-}
-
-float Dot(const float* a, const float* b, int64_t n) {
-  float sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
+// out = sum_s 2^(max_s - max) out_s / sum_s 2^(max_s - max) sum_s, over splits in order.
 template <class T>
-void Zero(const Tensor& t, const std::vector<Gap>& gaps) {
-  for (const Gap& gap : gaps)
-    for (int64_t row = gap.begin; row < gap.end; ++row)
-      for (int64_t h = 0; h < t.shape[1]; ++h)
-        std::fill_n(Row<T>(t, row, h), t.shape[2], T(0.0f));
-}
-
-template <class T>
-Status RunForward(const Forward& p) {
-  const int64_t heads = p.q.shape[1], group = heads / p.k.shape[1], dim = p.q.shape[2];
-  const int64_t total_q = p.q.shape[0];
-  const Rows rows = RowsOf(p.options, total_q, p.k.shape[0]);
-  float* lse = p.softmax_lse.data<float>();
-  Zero<T>(p.out, rows.q_gaps);
-  for (const Gap& gap : rows.q_gaps)
-    for (int64_t h = 0; h < heads; ++h)
-      std::fill(lse + h * total_q + gap.begin, lse + h * total_q + gap.end,
-                -std::numeric_limits<float>::infinity());
-  const int64_t pieces = static_cast<int64_t>(rows.sequences.size()) * heads;
-  return ParallelFor(pieces, [&](int64_t piece, int) {
-    const int64_t b = piece / heads, h = piece % heads;
-    const Sequence& s = rows.sequences[static_cast<size_t>(b)];
-    const Scores scores{p.options, s, Band(p.options, s), SlopeOf(p.options, b, h, heads)};
-    std::vector<float> q(dim), k(dim), acc(dim), score(static_cast<size_t>(s.k_length));
-    for (int64_t i = 0; i < s.q_length; ++i) {
-      if (Cancelled()) return;
-      Widen(Row<T>(p.q, s.q_begin + i, h), q.data(), dim);
-      const KeyRange keys = scores.band.KeysOf(i);
-      float max = -std::numeric_limits<float>::infinity();
-      bool any = false;
-      for (int64_t j = keys.begin; j < keys.end; ++j) {
-        if (!scores.Keeps(i, j)) continue;
-        any = true;
-        Widen(Row<T>(p.k, s.k_begin + j, h / group), k.data(), dim);
-        float unused;
-        score[j] = scores.At(i, j, Dot(q.data(), k.data(), dim), &unused);
-        max = std::max(max, score[j]);
-      }
-      std::fill(acc.begin(), acc.end(), 0.0f);
-      float sum = 0;
-      for (int64_t j = keys.begin; j < keys.end; ++j) {
-        if (!scores.Keeps(i, j)) continue;
-        const float weight = std::exp(score[j] - max);
-        sum += weight;
-        Widen(Row<T>(p.v, s.k_begin + j, h / group), k.data(), dim);
-        for (int64_t d = 0; d < dim; ++d) acc[d] += weight * k[d];
-      }
-      T* out = Row<T>(p.out, s.q_begin + i, h);
-      for (int64_t d = 0; d < dim; ++d) out[d] = T(any ? acc[d] / sum : 0.0f);
-      lse[h * total_q + s.q_begin + i] =
-          any ? max + std::log(sum) : -std::numeric_limits<float>::infinity();
+void MergeSplits(const Forward& params, const Problem& problem, const MergeTask& merge,
+                 const Partials& partials) {
+  Workspace memory(Workspace::BytesFor<float>(partials.stride));
+  float* out = memory.Take<float>(partials.stride);
+  const Floats d;
+  for (int64_t r = 0; r < merge.first.rows; ++r) {
+    float max = -kInfinity;
+    for (int64_t s = 0; s < merge.splits; ++s) {
+      max = std::max(max, partials.Max(merge.first.partial + s)[r]);
     }
-  });
+    const float shift = max == -kInfinity ? 0.0f : max;
+    float sum = 0;
+    std::fill_n(out, partials.stride, 0.0f);
+    for (int64_t s = 0; s < merge.splits; ++s) {
+      const int64_t partial = merge.first.partial + s;
+      const float factor = std::exp2(partials.Max(partial)[r] - shift);
+      sum += factor * partials.Sum(partial)[r];
+      const float* from = partials.Out(partial) + r * partials.stride;
+      for (int64_t i = 0; i < partials.stride; i += kLanes) {
+        const Vector scaled =
+            hn::MulAdd(hn::LoadU(d, from + i), hn::Set(d, factor), hn::LoadU(d, out + i));
+        hn::StoreU(scaled, d, out + i);
+      }
+    }
+    FinishRow<T>(params, problem, merge.first.row_begin + r, max, sum, out);
+  }
 }
 
 template <class T>
-Status RunBackward(const Backward& p) {
-  const int64_t heads = p.q.shape[1], kv_heads = p.k.shape[1], group = heads / kv_heads;
-  const int64_t dim = p.q.shape[2], total_q = p.q.shape[0];
-  const Rows rows = RowsOf(p.options, total_q, p.k.shape[0]);
-  Zero<T>(p.dq, rows.q_gaps);
-  Zero<T>(p.dk, rows.k_gaps);
-  Zero<T>(p.dv, rows.k_gaps);
-  const float scale = p.options.softmax_scale;
-  const int64_t pieces = static_cast<int64_t>(rows.sequences.size()) * kv_heads;
-  return ParallelFor(pieces, [&](int64_t piece, int) {
-    const int64_t b = piece / kv_heads, hk = piece % kv_heads;
-    const Sequence& s = rows.sequences[static_cast<size_t>(b)];
-    const size_t key_floats = static_cast<size_t>(s.k_length * dim);
-    std::vector<float> k(key_floats), v(key_floats), dk(key_floats), dv(key_floats);
-    for (int64_t j = 0; j < s.k_length; ++j) {
-      Widen(Row<T>(p.k, s.k_begin + j, hk), &k[j * dim], dim);
-      Widen(Row<T>(p.v, s.k_begin + j, hk), &v[j * dim], dim);
-    }
-    std::vector<float> q(dim), out(dim), d_out(dim), dq(dim);
-    for (int64_t h = hk * group; h < (hk + 1) * group; ++h) {
-      const Scores scores{p.options, s, Band(p.options, s), SlopeOf(p.options, b, h, heads)};
-      for (int64_t i = 0; i < s.q_length; ++i) {
-        if (Cancelled()) return;
-        const int64_t row = s.q_begin + i;
-        Widen(Row<T>(p.q, row, h), q.data(), dim);
-        Widen(Row<T>(p.out, row, h), out.data(), dim);
-        Widen(Row<T>(p.d_out, row, h), d_out.data(), dim);
-        const float lse = p.softmax_lse.data<float>()[h * total_q + row];
-        const float d_lse = p.d_lse ? p.d_lse.data<float>()[h * total_q + row] : 0.0f;
-        const float delta = Dot(d_out.data(), out.data(), dim) - d_lse;
-        std::fill(dq.begin(), dq.end(), 0.0f);
-        const KeyRange keys = scores.band.KeysOf(i);
-        for (int64_t j = keys.begin; j < keys.end; ++j) {
-          if (!scores.Keeps(i, j)) continue;
-          float derivative;
-          const float score = scores.At(i, j, Dot(q.data(), &k[j * dim], dim), &derivative);
-          const float weight = std::exp(score - lse);
-          const float ds = weight * (Dot(d_out.data(), &v[j * dim], dim) - delta) * derivative;
-          for (int64_t d = 0; d < dim; ++d) {
-            dv[j * dim + d] += weight * d_out[d];
-            dk[j * dim + d] += ds * q[d];
-            dq[d] += ds * k[j * dim + d];
+Status Attend(const Forward& params) {
+  const Rows rows = RowsOf(params.options, params.q.shape[0], params.k.shape[0]);
+  const ForwardPlan plan = PlanForward(params, rows);
+  const std::vector<Gap> gaps = CutGaps(rows.q_gaps);
+  const int64_t stride = RoundUp(params.q.shape[2], kLanes);
+  Partials partials{nullptr, plan.max_rows, stride};
+  Workspace memory(Workspace::BytesFor<float>(plan.partials * partials.size()));
+  partials.data = memory.Take<float>(plan.partials * partials.size());
+
+  const int64_t num_tasks = static_cast<int64_t>(plan.tasks.size());
+  Status status =
+      ParallelFor(num_tasks + static_cast<int64_t>(gaps.size()), [&](int64_t piece, int) HWY_ATTR {
+        if (piece >= num_tasks) {
+          const Gap& gap = gaps[static_cast<size_t>(piece - num_tasks)];
+          ZeroRows<T>(params.out, gap);
+          const int64_t total = params.q.shape[0];
+          for (int64_t head = 0; head < params.q.shape[1]; ++head) {
+            float* lse = params.softmax_lse.data<float>() + head * total;
+            std::fill(lse + gap.begin, lse + gap.end, -kInfinity);
           }
+          return;
         }
-        T* to = Row<T>(p.dq, row, h);
-        for (int64_t d = 0; d < dim; ++d) to[d] = T(dq[d] * scale);
+        const ForwardTask& task = plan.tasks[static_cast<size_t>(piece)];
+        const Problem problem = ProblemOf(params, rows, task.sequence, task.kv_head);
+        ForwardBlock<T> block(params, problem, task.row_begin, task.rows);
+        const int64_t splits = task.partial < 0 ? 1
+                                                : SplitsOf(problem.sequence, problem.group,
+                                                           params.k.shape[1], params.num_splits);
+        block.Gather(KeysOfSplit(problem.sequence, task.split, splits));
+        const Gathered& gathered = block.gathered();
+        if (task.partial >= 0) {
+          std::copy_n(gathered.max, task.rows, partials.Max(task.partial));
+          std::copy_n(gathered.sum, task.rows, partials.Sum(task.partial));
+          std::copy_n(gathered.out, task.rows * stride, partials.Out(task.partial));
+          return;
+        }
+        for (int64_t r = 0; r < task.rows; ++r) {
+          FinishRow<T>(params, problem, task.row_begin + r, gathered.max[r], gathered.sum[r],
+                       gathered.out + r * stride);
+        }
+      });
+  if (!status.ok() || plan.merges.empty()) return status;
+  return ParallelFor(static_cast<int64_t>(plan.merges.size()), [&](int64_t piece, int) HWY_ATTR {
+    const MergeTask& merge = plan.merges[static_cast<size_t>(piece)];
+    MergeSplits<T>(params, ProblemOf(params, rows, merge.first.sequence, merge.first.kv_head),
+                   merge, partials);
+  });
+}
+
+template <class T>
+Status Differentiate(const Backward& params) {
+  const Rows rows = RowsOf(params.options, params.q.shape[0], params.k.shape[0]);
+  const BackwardPlan plan = PlanBackward(params, rows);
+  const std::vector<Gap> q_gaps = CutGaps(rows.q_gaps), k_gaps = CutGaps(rows.k_gaps);
+  const int64_t group = params.q.shape[1] / params.k.shape[1];
+  const int64_t stride = RoundUp(params.q.shape[2], kLanes);
+
+  Workspace memory(Workspace::BytesFor<float>(plan.num_rows * stride) +
+                   Workspace::BytesFor<std::atomic<int32_t>>(plan.num_row_blocks));
+  float* dq_sum = memory.Take<float>(plan.num_rows * stride);
+  auto* progress = memory.Take<std::atomic<int32_t>>(plan.num_row_blocks);
+  for (int64_t i = 0; i < plan.num_row_blocks; ++i) new (progress + i) std::atomic<int32_t>(-1);
+  std::atomic<bool> failed{false};
+
+  const int64_t tasks_end = static_cast<int64_t>(plan.tasks.size());
+  const int64_t dead_end = tasks_end + static_cast<int64_t>(plan.dead.size());
+  const int64_t q_gaps_end = dead_end + static_cast<int64_t>(q_gaps.size());
+  const int64_t pieces = q_gaps_end + static_cast<int64_t>(k_gaps.size());
+  return ParallelFor(pieces, [&](int64_t piece, int) HWY_ATTR {
+    if (piece < tasks_end) {
+      const BackwardTask& task = plan.tasks[static_cast<size_t>(piece)];
+      const Problem problem = ProblemOf(params, rows, task.sequence, task.kv_head);
+      const size_t b = static_cast<size_t>(task.sequence);
+      float* dq = dq_sum + (plan.first_row[b] + task.kv_head * problem.rows()) * stride;
+      auto* counters =
+          progress + plan.first_row_block[b] + task.kv_head * problem.sequence.RowBlocks(group);
+      try {
+        BackwardBlock<T>(params, problem, task.key_block, dq, counters, failed).Run();
+      } catch (...) {
+        failed.store(true);  // those who wait for this task stop waiting
+        throw;
       }
-    }
-    for (int64_t j = 0; j < s.k_length; ++j) {
-      T* dk_row = Row<T>(p.dk, s.k_begin + j, hk);
-      T* dv_row = Row<T>(p.dv, s.k_begin + j, hk);
-      for (int64_t d = 0; d < dim; ++d) {
-        dk_row[d] = T(dk[j * dim + d] * scale);
-        dv_row[d] = T(dv[j * dim + d]);
+    } else if (piece < dead_end) {
+      const DeadRows& dead = plan.dead[static_cast<size_t>(piece - tasks_end)];
+      const Problem problem = ProblemOf(params, rows, dead.sequence, dead.kv_head);
+      const int64_t end = std::min(problem.rows(), (dead.row_block + 1) * kRowBlock);
+      for (int64_t row = dead.row_block * kRowBlock; row < end; ++row) {
+        std::fill_n(ElementAt<T>(params.dq, problem.QueryRow(row), problem.HeadOf(row)),
+                    problem.head_dim, T(0.0f));
       }
+    } else if (piece < q_gaps_end) {
+      ZeroRows<T>(params.dq, q_gaps[static_cast<size_t>(piece - dead_end)]);
+    } else {
+      const Gap& gap = k_gaps[static_cast<size_t>(piece - q_gaps_end)];
+      ZeroRows<T>(params.dk, gap);
+      ZeroRows<T>(params.dv, gap);
     }
   });
 }
 
+Status RunForward(const Forward& params) {
+  return DispatchDType<float, bfloat16, half>(
+      params.q.dtype, "q", [&]<class Scalar>() { return Attend<Scalar>(params); });
+}
+Status RunBackward(const Backward& params) {
+  return DispatchDType<float, bfloat16, half>(
+      params.q.dtype, "q", [&]<class Scalar>() { return Differentiate<Scalar>(params); });
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace varlen::varlen_attention
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace varlen::varlen_attention {
+namespace {
+constexpr IsaTable<Status(const Forward&)> kForward = VARLEN_ISA_TABLE(RunForward);
+constexpr IsaTable<Status(const Backward&)> kBackward = VARLEN_ISA_TABLE(RunBackward);
 }  // namespace
 
-Status RunCpu(const Forward& params) {
-  return DispatchDType<float, bfloat16, half>(
-      params.q.dtype, "q", [&]<class Scalar>() { return RunForward<Scalar>(params); });
-}
-Status RunCpu(const Backward& params) {
-  return DispatchDType<float, bfloat16, half>(
-      params.q.dtype, "q", [&]<class Scalar>() { return RunBackward<Scalar>(params); });
-}
+Status RunCpu(const Forward& params) { return kForward.Get()(params); }
+Status RunCpu(const Backward& params) { return kBackward.Get()(params); }
 
 }  // namespace varlen::varlen_attention
+#endif

@@ -1,0 +1,119 @@
+#include "core/isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+namespace varlen {
+namespace {
+
+constexpr Isa kAll[] = {Isa::kAvx512, Isa::kAvx2, Isa::kNeon, Isa::kBaseline};  // best first
+
+bool CpuRuns(Isa isa) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case Isa::kBaseline:
+      return HostRunsBaseline();
+    case Isa::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
+             __builtin_cpu_supports("bmi2");
+    case Isa::kAvx512:
+      return CpuRuns(Isa::kAvx2) && __builtin_cpu_supports("avx512f") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl");
+    case Isa::kNeon:
+      return false;
+  }
+  return false;
+#else
+  return isa == Isa::kNeon || isa == Isa::kBaseline;
+#endif
+}
+
+bool Compiled(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx2:
+      return (VARLEN_ISA_LEVELS & 2) != 0;
+    case Isa::kAvx512:
+      return (VARLEN_ISA_LEVELS & 4) != 0;
+    default:
+      return true;
+  }
+}
+
+struct Choice {
+  Isa isa;
+  std::string note;
+};
+
+Choice Choose() {
+  const Isa best = BestIsa();
+  const char* asked = std::getenv("VARLEN_CPU_ISA");
+  if (asked == nullptr || *asked == '\0') return {best, ""};
+  for (Isa isa : kAll) {
+    if (std::strcmp(asked, NameOf(isa)) != 0) continue;
+    if (IsaAvailable(isa)) return {isa, ""};
+    const char* reason = CpuRuns(isa) ? "was not compiled into this binary" : "is not in this CPU";
+    return {best,
+            std::string("VARLEN_CPU_ISA=") + asked + " " + reason + "; using " + NameOf(best)};
+  }
+  return {best, std::string("VARLEN_CPU_ISA=") + asked +
+                    " is none of baseline, avx2, avx512, neon; using " + NameOf(best)};
+}
+
+const Choice& InitialChoice() {
+  static const Choice choice = Choose();
+  return choice;
+}
+
+std::atomic<Isa>& Active() {
+  static std::atomic<Isa> active{InitialChoice().isa};
+  return active;
+}
+
+}  // namespace
+
+const char* NameOf(Isa isa) {
+  switch (isa) {
+    case Isa::kBaseline:
+      return "baseline";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kNeon:
+      return "neon";
+  }
+  return "?";
+}
+
+bool HostRunsBaseline() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("ssse3") &&
+         __builtin_cpu_supports("popcnt");
+#else
+  return true;
+#endif
+}
+
+bool IsaAvailable(Isa isa) { return Compiled(isa) && CpuRuns(isa); }
+
+Isa BestIsa() {
+  for (Isa isa : kAll) {
+    if (IsaAvailable(isa)) return isa;
+  }
+  return Isa::kBaseline;
+}
+
+Isa ActiveIsa() { return Active().load(std::memory_order_relaxed); }
+
+std::string IsaNote() { return InitialChoice().note; }
+
+bool UseIsa(Isa isa) {
+  if (!IsaAvailable(isa)) return false;
+  Active().store(isa, std::memory_order_relaxed);
+  return true;
+}
+
+}  // namespace varlen

@@ -1,0 +1,247 @@
+// One task of the forward pass: a block of query rows against a range of keys, online softmax
+// (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022). Included once per target.
+#if defined(VARLEN_ATTENTION_FORWARD_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef VARLEN_ATTENTION_FORWARD_INL_H_
+#undef VARLEN_ATTENTION_FORWARD_INL_H_
+#else
+#define VARLEN_ATTENTION_FORWARD_INL_H_
+#endif
+
+#include <cmath>
+
+#include "core/parallel.h"
+#include "ops/varlen-attention/rows-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace varlen::varlen_attention {
+namespace HWY_NAMESPACE {
+
+// What a row has gathered so far: sum_j 2^(s_j - max) and the same sum weighted by v. Base 2.
+struct Gathered {
+  float* max;      // [rows]
+  float* sum;      // [rows]
+  float* out;      // [rows][out_stride], not yet divided by sum
+  int64_t stride;  // of out
+};
+
+template <class T>
+class ForwardBlock {
+ public:
+  // bf16 and f16 round far more than degree 5 does.
+  static constexpr int kExpDegree = std::is_same_v<T, float> ? 6 : 5;
+
+  ForwardBlock(const Forward& params, const Problem& problem, int64_t row_begin, int64_t rows)
+      : params_(params),
+        problem_(problem),
+        row_begin_(row_begin),
+        rows_(rows),
+        panels_(NumPanels(rows)),
+        dim_(problem.head_dim),
+        stride_(RoundUp(dim_, kLanes)),
+        memory_(RowInfo::BytesFor(panels_ * kPanel) +
+                Workspace::BytesFor<float>(panels_ * kPanel * stride_) +         // query panels
+                2 * Workspace::BytesFor<float>(panels_ * kPanel) +               // max, sum
+                Workspace::BytesFor<float>(panels_ * kPanel * stride_) +         // out
+                Workspace::BytesFor<float>(kKeyBlock * stride_) +                // keys
+                Workspace::BytesFor<float>(kKeyBlock * RoundUp(dim_, kPanel)) +  // values
+                Workspace::BytesFor<float>(kKeyBlock * kPanel) +                 // weights
+                Workspace::BytesFor<float>(kPanel)),                             // rescale
+        info_(memory_, panels_ * kPanel),
+        queries_(memory_.Take<float>(panels_ * kPanel * stride_)),
+        gathered_{memory_.Take<float>(panels_ * kPanel), memory_.Take<float>(panels_ * kPanel),
+                  memory_.Take<float>(panels_ * kPanel * stride_), stride_},
+        keys_(memory_.Take<float>(kKeyBlock * stride_)),
+        values_(memory_.Take<float>(kKeyBlock * RoundUp(dim_, kPanel))),
+        weights_(memory_.Take<float>(kKeyBlock * kPanel)),
+        rescale_(memory_.Take<float>(kPanel)) {
+    info_.Fill(problem, row_begin, rows);
+    std::fill_n(gathered_.max, panels_ * kPanel, -kInfinity);
+    std::fill_n(gathered_.sum, panels_ * kPanel, 0.0f);
+    std::fill_n(gathered_.out, panels_ * kPanel * stride_, 0.0f);
+    PackQueries();
+  }
+
+  // Takes in the keys of `range`. Blocks of keys start at multiples of kKeyBlock, whatever the
+  // rows: the bits of a row do not depend on the block it is computed in.
+  void Gather(KeyRange range) {
+    const KeyRange hull = info_.Hull(0, rows_, range);
+    for (int64_t begin = hull.begin; begin < hull.end && !Cancelled();) {
+      const int64_t end = std::min(hull.end, (begin / kKeyBlock + 1) * kKeyBlock);
+      const KeyRange block{begin, end};
+      begin = end;
+      if (problem_.tree() != nullptr && TreeIsDead(problem_.tree(), block, info_.token[0]))
+        continue;
+      PackKeys(block);
+      for (int64_t p = 0; p < panels_; ++p) {
+        if (rows_ - p * kPanel > kLanes) {
+          GatherPanel<2>(p, block);
+        } else {
+          GatherPanel<1>(p, block);
+        }
+      }
+    }
+  }
+
+  const Gathered& gathered() const { return gathered_; }
+
+ private:
+  int64_t RowsOfPanel(int64_t p) const { return std::min(kPanel, rows_ - p * kPanel); }
+  float* QueryPanel(int64_t p) { return queries_ + p * kPanel * stride_; }
+
+  // [panel][d][row of panel], scaled. The buffer of weights stages one panel's rows.
+  void PackQueries() {
+    const float scale = problem_.query_scale();
+    float* staged = gathered_.out;  // still zero beyond what is written, and zeroed again below
+    for (int64_t p = 0; p < panels_; ++p) {
+      for (int64_t r = 0; r < RowsOfPanel(p); ++r) {
+        const int64_t row = row_begin_ + p * kPanel + r;
+        WidenRow(ElementAt<T>(params_.q, problem_.QueryRow(row), problem_.HeadOf(row)), dim_, scale,
+                 staged + r * stride_, stride_);
+      }
+      TransposeToPanel(staged, stride_, RoundUp(dim_, 4), RowsOfPanel(p), QueryPanel(p));
+    }
+    std::fill_n(staged, kPanel * stride_, 0.0f);
+  }
+
+  // Keys row by row, values in panels of columns; row 0 is the first key of the block.
+  void PackKeys(KeyRange block) {
+    for (int64_t j = block.begin; j < block.end; ++j) {
+      const int64_t row = problem_.sequence.k_begin + j;
+      const int64_t at = j - block.begin;
+      WidenRow(ElementAt<T>(params_.k, row, problem_.kv_head), dim_, 1.0f, keys_ + at * stride_,
+               stride_);
+      WidenRowToPanels(ElementAt<T>(params_.v, row, problem_.kv_head), dim_, values_, kKeyBlock,
+                       at);
+    }
+  }
+
+  template <int kVectors>
+  void GatherPanel(int64_t p, KeyRange block) {
+    const int64_t first = p * kPanel, last = first + RowsOfPanel(p);
+    const KeyRange keys = info_.Hull(first, last, block);
+    if (keys.empty()) return;
+    if (problem_.tree() != nullptr && TreeIsDead(problem_.tree(), keys, info_.token[first])) return;
+
+    const int64_t skipped = keys.begin - block.begin;
+    MultiplyPanel<Order::kRows>(keys.end - keys.begin, dim_, keys_ + skipped * stride_, stride_,
+                                QueryPanel(p), kVectors * kLanes,
+                                StoreTile{weights_ + skipped * kPanel, kPanel});
+    Softmax<kVectors>(first, keys, block.begin);
+    AddValues(first, last, block);
+  }
+
+  // Scores to weights 2^(s - max), in place; updates max and sum, and leaves in rescale_ what the
+  // earlier sums are to be multiplied by.
+  template <int kVectors>
+  void Softmax(int64_t first, KeyRange keys, int64_t block_begin) {
+    const Floats d;
+    const PanelRows<kVectors> rows(problem_, info_, first);
+    const KeyRange plain = PlainKeys(problem_, info_, first, first + kVectors * kLanes, keys);
+    float* weights = weights_ - block_begin * kPanel;  // row j is key j of the sequence
+
+    Vector max[kVectors], sum[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      max[v] = hn::LoadU(d, gathered_.max + first + v * kLanes);
+    }
+    const auto shape = [&](int64_t begin, int64_t end) HWY_ATTR {
+      for (int64_t j = begin; j < end; ++j) {
+        for (int v = 0; v < kVectors; ++v) {
+          float* at = weights + j * kPanel + v * kLanes;
+          Vector tanh;
+          const Vector score = rows.Score(v, j, hn::Load(d, at), &tanh);
+          const Vector kept = hn::IfThenElse(rows.Keep(v, j), score, hn::Set(d, -kInfinity));
+          hn::Store(kept, d, at);
+          max[v] = hn::Max(kept, max[v]);
+        }
+      }
+    };
+    shape(keys.begin, plain.begin);
+    for (int64_t j = plain.begin; j < plain.end; ++j) {
+      for (int v = 0; v < kVectors; ++v) {
+        max[v] = hn::Max(hn::Load(d, weights + j * kPanel + v * kLanes), max[v]);
+      }
+    }
+    shape(plain.end, keys.end);
+
+    Vector shift[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      // A row that keeps nothing so far subtracts 0: 2^(-inf - 0) = 0, and no inf - inf appears.
+      const auto empty = hn::Eq(max[v], hn::Set(d, -kInfinity));
+      shift[v] = hn::IfThenZeroElse(empty, max[v]);
+      const int64_t at = first + v * kLanes;
+      const Vector factor = Exp2<kExpDegree>(hn::Sub(hn::LoadU(d, gathered_.max + at), shift[v]));
+      hn::StoreU(factor, d, rescale_ + v * kLanes);
+      hn::StoreU(max[v], d, gathered_.max + at);
+      sum[v] = hn::Zero(d);
+    }
+    for (int64_t j = keys.begin; j < keys.end; ++j) {
+      for (int v = 0; v < kVectors; ++v) {
+        float* at = weights + j * kPanel + v * kLanes;
+        const Vector weight = Exp2<kExpDegree>(hn::Sub(hn::Load(d, at), shift[v]));
+        hn::Store(weight, d, at);
+        sum[v] = hn::Add(sum[v], weight);
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      float* at = gathered_.sum + first + v * kLanes;
+      const Vector factor = hn::LoadU(d, rescale_ + v * kLanes);
+      hn::StoreU(hn::MulAdd(hn::LoadU(d, at), factor, sum[v]), d, at);
+    }
+  }
+
+  // out = out * rescale + weights^T values, for tiles of rows over the keys that they keep.
+  void AddValues(int64_t first, int64_t last, KeyRange block) {
+    const int64_t rows = last - first;
+    const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
+      const KeyRange keys = info_.Hull(first + begin, first + end, block);
+      if (keys.empty()) continue;
+      const int64_t skipped = keys.begin - block.begin;
+      for (int64_t c = 0; c < dim_; c += kPanel) {
+        MultiplyPanel<Order::kColumns>(
+            end - begin, keys.end - keys.begin, weights_ + skipped * kPanel + begin, kPanel,
+            values_ + c * kKeyBlock + skipped * kPanel, std::min(kPanel, dim_ - c),
+            RescaleTile{gathered_.out + (first + begin) * stride_ + c, stride_, rescale_ + begin});
+      }
+    }
+  }
+
+  const Forward& params_;
+  const Problem& problem_;
+  int64_t row_begin_, rows_, panels_, dim_, stride_;
+  Workspace memory_;
+  RowInfo info_;
+  float* queries_;  // [panels][stride][kPanel]
+  Gathered gathered_;
+  float* keys_;     // [kKeyBlock][stride]
+  float* values_;   // [panels of dim][kKeyBlock][kPanel]
+  float* weights_;  // [kKeyBlock][kPanel]
+  float* rescale_;  // [kPanel]
+};
+
+// Divides by the sum and stores out and softmax_lse of one row. No key kept: 0 and -inf.
+template <class T>
+HWY_INLINE void FinishRow(const Forward& params, const Problem& problem, int64_t row, float max,
+                          float sum, const float* gathered) {
+  const Floats d;
+  // All scores NaN: the maximum is -inf too, but the sum is NaN and stays so.
+  const bool empty = max == -kInfinity && sum == 0;
+  const int64_t packed_row = problem.QueryRow(row), head = problem.HeadOf(row);
+  const int64_t dim = problem.head_dim;
+  const Vector inverse = hn::Set(d, empty ? 0.0f : 1.0f / sum);
+  T* out = ElementAt<T>(params.out, packed_row, head);
+  int64_t i = 0;
+  for (; i + kLanes <= dim; i += kLanes) {
+    StoreFromFloat(hn::Mul(hn::LoadU(d, gathered + i), inverse), out + i);
+  }
+  if (i < dim) StoreFirst(hn::Mul(hn::LoadU(d, gathered + i), inverse), out + i, dim - i);
+  params.softmax_lse.data<float>()[head * params.q.shape[0] + packed_row] =
+      empty ? -kInfinity : max * kLn2 + std::log(sum);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace varlen::varlen_attention
+HWY_AFTER_NAMESPACE();
+
+#endif  // VARLEN_ATTENTION_FORWARD_INL_H_
