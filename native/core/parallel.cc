@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <memory>
@@ -51,6 +52,23 @@ void Pause() {
 
 thread_local const std::atomic<bool>* t_cancel = nullptr;
 
+// How long a thread looks for work, or for the end of a region, before it sleeps: about what waking
+// it would cost. Consecutive small regions then find their helpers awake.
+constexpr std::chrono::microseconds kSpin{20};
+
+// Polls `done` for at most kSpin.
+template <class Done>
+bool SpinUntil(const Done& done) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (done()) return true;
+      Pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return done();
+}
+
 // One ParallelFor in progress. It lives on its caller's stack; helpers leave before the caller
 // does.
 struct Region {
@@ -61,9 +79,8 @@ struct Region {
   int max_workers;
   std::atomic<int64_t> next{0};
   std::atomic<bool> out_of_memory{false};
-  // Guarded by Pool::mutex_:
-  int workers = 0;  // ever joined: the next worker number
-  int active = 0;   // helpers inside
+  std::atomic<int> active{0};  // helpers inside; changes under Pool::mutex_
+  int workers = 0;             // ever joined: the next worker number; guarded by Pool::mutex_
 
   void Work(int worker) {
     const std::atomic<bool>* outer = std::exchange(t_cancel, cancel);
@@ -95,34 +112,48 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       region.workers = 1;  // the caller is worker 0
       try {
+        regions_.push_back(&region);
+        arrivals_.fetch_add(1, std::memory_order_release);
         while (helpers_ < region.max_workers - 1) {
           std::thread([this] { Help(); }).detach();
           ++helpers_;
         }
-        regions_.push_back(&region);
       } catch (...) {
-        // No thread or no memory for one: the caller does all the work itself.
+        // No thread or no memory for one: those that exist do the work, if need be the caller
+        // alone.
       }
     }
     wake_.notify_all();
     region.Work(0);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      std::erase(regions_, &region);  // from here on nobody joins
+    }
+    const auto left = [&] { return region.active.load(std::memory_order_acquire) == 0; };
+    if (SpinUntil(left)) return;
     std::unique_lock<std::mutex> lock(mutex_);
-    std::erase(regions_, &region);
-    idle_.wait(lock, [&] { return region.active == 0; });
+    idle_.wait(lock, left);
   }
 
  private:
   void Help() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      Region* region = nullptr;
-      wake_.wait(lock, [&] { return (region = Pick()) != nullptr; });
+      Region* region = Pick();
+      if (region == nullptr) {
+        const uint64_t seen = arrivals_.load(std::memory_order_relaxed);
+        lock.unlock();
+        SpinUntil([&] { return arrivals_.load(std::memory_order_acquire) != seen; });
+        lock.lock();
+        wake_.wait(lock, [&] { return (region = Pick()) != nullptr; });
+      }
       const int worker = region->workers++;
-      ++region->active;
+      region->active.fetch_add(1, std::memory_order_relaxed);
       lock.unlock();
       region->Work(worker);
       lock.lock();
-      if (--region->active == 0) idle_.notify_all();
+      // The caller may be gone, and its region with it, as soon as the count is zero.
+      if (region->active.fetch_sub(1, std::memory_order_release) == 1) idle_.notify_all();
     }
   }
 
@@ -137,6 +168,7 @@ class Pool {
   std::condition_variable wake_;
   std::condition_variable idle_;
   std::vector<Region*> regions_;
+  std::atomic<uint64_t> arrivals_{0};  // regions so far: what idle helpers watch
   int helpers_ = 0;
 };
 
