@@ -51,6 +51,7 @@ struct PlainHead {
     for (int64_t i = 0; i < length_q; ++i) {
       float* row = &p[i * length_k];
       float max = minus_infinity;
+      bool any = false;
       for (int64_t j = 0; j < length_k; ++j) {
         if (!keep[i * length_k + j]) continue;
         float s = RoundTo<T>(Dot(&q[i * head_dim], &k[j * head_dim], head_dim));
@@ -64,9 +65,10 @@ struct PlainHead {
           s = RoundTo<T>(s - RoundTo<T>(slope * distance));
         }
         row[j] = s;
+        any = true;
         max = std::max(max, s);
       }
-      if (max == minus_infinity) continue;
+      if (!any) continue;
       float sum = 0;
       for (int64_t j = 0; j < length_k; ++j) {
         row[j] = keep[i * length_k + j] ? std::exp(row[j] - max) : 0.0f;

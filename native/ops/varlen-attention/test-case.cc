@@ -289,12 +289,12 @@ Results RunOp(const Case& c, Which which) {
   PoisonScratch();
   const Forward forward = ForwardOf(c, c.q.dtype, DType::kF32);
   Check(forward.Validate());
-  Check(RunCpu(forward));
+  Check(Run(forward));
   if (which == Which::kForward) return ResultsOf(forward, {});
   PoisonScratch();
   const Backward backward = BackwardOf(c, forward, c.q.dtype);
   Check(backward.Validate());
-  Check(RunCpu(backward));
+  Check(Run(backward));
   return ResultsOf(forward, backward);
 }
 
