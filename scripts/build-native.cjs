@@ -87,16 +87,19 @@ function parseArguments(args) {
   };
 }
 
-/** Every option is passed at every run: CMake keeps the cached value of one that is left out. */
+/**
+ * Every option is passed at every run, and none is empty: CMake keeps the cached value of an option that
+ * is left out, and cmake-js leaves out the empty ones.
+ */
 function cmakeOptions(release) {
   const { env } = process;
   const nvcc = release && runs(env.CUDACXX || 'nvcc');
   return {
     VARLEN_CUDA: env.VARLEN_CUDA || (nvcc ? 'ON' : 'AUTO'),
-    VARLEN_CUDA_ARCHS: env.VARLEN_CUDA_ARCHS || (release ? 'release' : ''),
-    VARLEN_SANITIZE: env.VARLEN_SANITIZE || '',
+    VARLEN_CUDA_ARCHS: env.VARLEN_CUDA_ARCHS || (release ? 'release' : 'local'),
+    VARLEN_SANITIZE: env.VARLEN_SANITIZE || 'OFF',
     VARLEN_ALL_ISAS: release || env.VARLEN_ALL_ISAS === '1' ? 'ON' : 'OFF',
-    VARLEN_GLIBC_FLOOR_DIR: '',
+    VARLEN_GLIBC_FLOOR_DIR: 'OFF',
     // A newer compiler's new warning must not stop a user; ours is stopped.
     CMAKE_COMPILE_WARNING_AS_ERROR: fs.existsSync(path.join(root, 'test')) ? 'ON' : 'OFF',
   };

@@ -114,8 +114,8 @@ function openBinary(path: string, host: Host): unknown {
   }
 }
 
-/** @internal Why `path` does not load, as one of our errors. */
-export function classify(cause: unknown, path: string, host: Host): VarlenError {
+/** Why `path` does not load, as one of our errors. */
+function classify(cause: unknown, path: string, host: Host): VarlenError {
   const { code, message } = cause as { code?: string; message: string };
   const details = { op: 'load', path };
 

@@ -1,0 +1,83 @@
+'use strict';
+// Runs the tests and ends with one line, `N passed, N failed`, over all of them.
+//
+//   node .ci/test.cjs [native|full]    native: only the C++ tests; full: the whole grid (VARLEN_TEST_FULL=1)
+const { spawnSync } = require('node:child_process');
+const fs = require('node:fs');
+const os = require('node:os');
+const path = require('node:path');
+const { workFolder } = require('../scripts/build-native.cjs');
+
+const root = path.resolve(__dirname, '..');
+const [mode = 'all'] = process.argv.slice(2);
+const report = path.join(os.tmpdir(), `varlen-test-${process.pid}.json`);
+const baseEnv = { ...process.env, ...(mode === 'full' ? { VARLEN_TEST_FULL: '1' } : {}) };
+
+function heading(text) {
+  console.log(`\n--- ${text}`);
+}
+
+/** The C++ tests of core and of every op, in one program. */
+function native(title, env = {}) {
+  heading(title);
+  const program = path.join(workFolder('Release'), 'varlen_tests');
+  const { status, stdout, stderr, signal } = spawnSync(program, ['--no-colors'], {
+    cwd: root,
+    env: { ...baseEnv, ...env },
+    encoding: 'utf8',
+    maxBuffer: 1 << 28,
+  });
+  process.stdout.write(stdout + stderr);
+  const counts = /test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed/.exec(stdout);
+  if (counts === null) {
+    console.log(`${program} ended without a summary (${signal ?? `exit ${status}`})`);
+    return { passed: 0, failed: 1 };
+  }
+  const [passed, failed] = counts.slice(1).map(Number);
+  return { passed, failed: status === 0 ? failed : Math.max(failed, 1) };
+}
+
+function vitest(title, args = [], env = {}) {
+  heading(title);
+  fs.rmSync(report, { force: true });
+  const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${report}`];
+  const { status } = spawnSync(
+    process.execPath,
+    [path.join(root, 'node_modules/vitest/vitest.mjs'), 'run', ...args, ...reporters],
+    { cwd: root, env: { ...baseEnv, ...env }, stdio: 'inherit' },
+  );
+  if (!fs.existsSync(report)) return { passed: 0, failed: 1 };
+  const { numPassedTests, numFailedTests } = JSON.parse(fs.readFileSync(report, 'utf8'));
+  fs.rmSync(report);
+  // A file that does not load, or an unhandled rejection, fails the run without a failed test.
+  return { passed: numPassedTests, failed: status === 0 ? numFailedTests : Math.max(numFailedTests, 1) };
+}
+
+function buildNativeTests() {
+  heading('building the native tests');
+  const args = ['scripts/build-native.cjs', '--target', 'varlen_tests'];
+  return spawnSync(process.execPath, args, { cwd: root, stdio: 'inherit' }).status === 0;
+}
+
+function main() {
+  const results = [];
+  if (buildNativeTests()) {
+    results.push(native('native tests'));
+    results.push(native('native tests, baseline instruction set', { VARLEN_CPU_ISA: 'baseline' }));
+  } else {
+    results.push({ passed: 0, failed: 1 });
+  }
+  if (mode !== 'native') {
+    results.push(vitest('TypeScript tests'));
+    // Threads share one process: they load the addon into several environments of it.
+    const again = ['--project=source', '--pool=threads', 'test/native', 'test/ops'];
+    results.push(vitest('native folders again: threads, baseline', again, { VARLEN_CPU_ISA: 'baseline' }));
+  }
+  const sum = (key) => results.reduce((total, result) => total + result[key], 0);
+  const full = mode === 'full' ? '' : ', the full grid (npm run test:full)';
+  console.log(`\nnot run here: sanitizers and malloc injection (npm run test:sanitize)${full}`);
+  console.log(`${sum('passed')} passed, ${sum('failed')} failed`);
+  process.exit(sum('failed') === 0 ? 0 : 1);
+}
+
+main();

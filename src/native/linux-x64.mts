@@ -1,0 +1,1 @@
+import './linux-x64.js';

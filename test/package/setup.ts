@@ -1,0 +1,25 @@
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { TestProject } from 'vitest/node';
+
+declare module 'vitest' {
+  interface ProvidedContext {
+    /** The packed package, built as a release is. */
+    tarball: string;
+  }
+}
+
+/** Builds the prebuilt binary and the JavaScript, and packs them once for all files of this folder. */
+export default function setup(project: TestProject): () => void {
+  const root = project.vitest.config.root;
+  const run = (...args: string[]) =>
+    execFileSync('npm', args, { cwd: root, encoding: 'utf8', stdio: 'pipe' });
+  run('run', 'build:ts');
+  run('run', 'build:prebuilds');
+  const folder = mkdtempSync(join(tmpdir(), 'varlen-pack-'));
+  const [pack] = JSON.parse(run('pack', '--json', '--pack-destination', folder));
+  project.provide('tarball', join(folder, pack.filename));
+  return () => rmSync(folder, { recursive: true, force: true });
+}
