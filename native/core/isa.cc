@@ -34,9 +34,9 @@ bool CpuRuns(Isa isa) {
 bool Compiled(Isa isa) {
   switch (isa) {
     case Isa::kAvx2:
-      return (VARLEN_ISA_LEVELS & 2) != 0;
+      return (HWY_TARGETS & HWY_AVX2) != 0;
     case Isa::kAvx512:
-      return (VARLEN_ISA_LEVELS & 4) != 0;
+      return (HWY_TARGETS & HWY_AVX3) != 0;
     default:
       return true;
   }

@@ -10,48 +10,48 @@
 // never be emitted in AVX-512 form). It includes this header before any Highway header, and exports
 // its functions through VARLEN_ISA_TABLE in the part that is compiled once (#if HWY_ONCE).
 //
-// VARLEN_ISA_LEVELS is the set of targets to compile, a sum of 1 (the baseline: x86-64-v2, on
-// arm64 NEON; always there), 2 (AVX2 with FMA and F16C) and 4 (AVX-512 F/BW/DQ/VL). A local build
-// passes the baseline and the host's level; without a value, or with VARLEN_ALL_ISAS=1 (prebuilds,
-// CI), all are compiled.
-#if !defined(VARLEN_ISA_LEVELS) || (defined(VARLEN_ALL_ISAS) && VARLEN_ALL_ISAS)
-#undef VARLEN_ISA_LEVELS
-#define VARLEN_ISA_LEVELS 7
-#endif
-
+// The build says which targets to compile: HWY_DISABLED_TARGETS holds those it leaves out. A local
+// build compiles the baseline (x86-64-v2; on arm64 NEON) and the host's level, prebuilds and CI
+// (-DVARLEN_ALL_ISAS=ON) compile all: AVX2 with FMA and F16C, AVX-512 F/BW/DQ/VL. Without the
+// macro, as in a compiler call by hand, all are compiled.
 #if (defined(__x86_64__) || defined(_M_X64)) && !defined(__SSE4_2__)
 #error "the baseline is x86-64-v2: compile with -march=x86-64-v2"
 #endif
 
-// Highway's SSE4 and above would ask for AES and carry-less multiply, which x86-64-v2 lacks.
-#define HWY_DISABLE_PCLMUL_AES
-#define HWY_DISABLED_TARGETS                                                   \
-  (HWY_SSSE3 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | \
-   ((VARLEN_ISA_LEVELS & 2) ? 0 : HWY_AVX2) | ((VARLEN_ISA_LEVELS & 4) ? 0 : HWY_AVX3))
+#if !defined(HWY_DISABLED_TARGETS)
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#endif
+#if !defined(HWY_DISABLE_PCLMUL_AES)
+#define HWY_DISABLE_PCLMUL_AES  // Highway's SSE4 would ask for what x86-64-v2 lacks
+#endif
+#include "hwy/detect_targets.h"
 
-#if defined(__x86_64__) && (VARLEN_ISA_LEVELS & 2)
+#if HWY_TARGETS & HWY_AVX2
 #define VARLEN_IF_AVX2(function) function
 #else
 #define VARLEN_IF_AVX2(function) nullptr
 #endif
-#if defined(__x86_64__) && (VARLEN_ISA_LEVELS & 4)
+#if HWY_TARGETS & HWY_AVX3
 #define VARLEN_IF_AVX512(function) function
 #else
 #define VARLEN_IF_AVX512(function) nullptr
 #endif
+#if HWY_STATIC_TARGET == HWY_SSE4
+#define VARLEN_BASELINE N_SSE4
+#elif HWY_STATIC_TARGET == HWY_NEON
+#define VARLEN_BASELINE N_NEON
+#else
+#error "no baseline for this compiler's target"
+#endif
 
 // The initialiser of an IsaTable from a function that every target defines. Stands in the
 // namespace around HWY_NAMESPACE.
-#define VARLEN_ISA_TABLE(function)                                      \
-  {                                                                     \
-    &HWY_STATIC_NAMESPACE::function, VARLEN_IF_AVX2(&N_AVX2::function), \
-        VARLEN_IF_AVX512(&N_AVX3::function)                             \
+#define VARLEN_ISA_TABLE(function)                                 \
+  {                                                                \
+    &VARLEN_BASELINE::function, VARLEN_IF_AVX2(&N_AVX2::function), \
+        VARLEN_IF_AVX512(&N_AVX3::function)                        \
   }
-#if defined(__x86_64__)
-#define HWY_STATIC_NAMESPACE N_SSE4
-#else
-#define HWY_STATIC_NAMESPACE N_NEON
-#endif
 
 namespace varlen {
 
@@ -73,8 +73,7 @@ std::string IsaNote();
 // For tests and benches; false, and no change, when `isa` is not available.
 bool UseIsa(Isa isa);
 
-// One function, compiled per target. Empty targets fall back to the baseline, which on arm64 is
-// NEON.
+// One function, compiled per target; null where a target is not. On arm64 the baseline is NEON.
 template <class Function>
 struct IsaTable {
   Function* baseline;
