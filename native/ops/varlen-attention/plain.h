@@ -17,6 +17,8 @@
 // it rounds where that code would round and is as exact elsewhere as float32 allows.
 namespace varlen::varlen_attention {
 
+inline constexpr int64_t kMaxLength = std::numeric_limits<int32_t>::max();
+
 template <class T>
 float RoundTo(float value) {
   return static_cast<float>(T(value));
@@ -49,12 +51,12 @@ struct PlainHead {
     out.assign(length_q * head_dim, 0.0f);
     lse.assign(length_q, minus_infinity);
     for (int64_t i = 0; i < length_q; ++i) {
-      float* row = &p[i * length_k];
+      float* row = p.data() + i * length_k;
       float max = minus_infinity;
       bool any = false;
       for (int64_t j = 0; j < length_k; ++j) {
         if (!keep[i * length_k + j]) continue;
-        float s = RoundTo<T>(Dot(&q[i * head_dim], &k[j * head_dim], head_dim));
+        float s = RoundTo<T>(Dot(q.data() + i * head_dim, k.data() + j * head_dim, head_dim));
         if (softcap > 0) {
           const float squashed = RoundTo<T>(std::tanh(RoundTo<T>(s / softcap)));
           s = RoundTo<T>(softcap * squashed);
@@ -93,10 +95,10 @@ struct PlainHead {
     std::vector<float> dk(length_k * head_dim, 0.0f), dv(length_k * head_dim, 0.0f);
     std::vector<float> dp(length_k);
     for (int64_t i = 0; i < length_q; ++i) {
-      const float* row = &p[i * length_k];
+      const float* row = p.data() + i * length_k;
       float delta = -d_lse[i];
       for (int64_t j = 0; j < length_k; ++j) {
-        dp[j] = RoundTo<T>(Dot(&d_out[i * head_dim], &v[j * head_dim], head_dim));
+        dp[j] = RoundTo<T>(Dot(d_out.data() + i * head_dim, v.data() + j * head_dim, head_dim));
         delta += row[j] * dp[j];
       }
       for (int64_t j = 0; j < length_k; ++j) {
@@ -168,8 +170,10 @@ Status PlainAttention(const Forward& forward, const Backward* backward) {
       const int64_t position = i + head.length_k - head.length_q;
       int64_t from = 0, to = head.length_k;
       if (options.causal) to = std::min(to, position + 1);
-      if (options.window_left >= 0) from = std::max(from, position - options.window_left);
-      if (options.window_right >= 0) to = std::min(to, position + options.window_right + 1);
+      // A width past any length is the same as that length, and cannot overflow.
+      const auto width = [](int64_t window) { return std::min(window, kMaxLength); };
+      if (options.window_left >= 0) from = std::max(from, position - width(options.window_left));
+      if (options.window_right >= 0) to = std::min(to, position + width(options.window_right) + 1);
       for (int64_t j = from; j < to; ++j) {
         head.keep[i * head.length_k + j] =
             !options.key_end || i < options.key_end.data()[cu_k[b] + j];

@@ -108,8 +108,8 @@ struct Sequence {
   bool Keep(int64_t i, int64_t j) const {
     const int64_t pos = Position(i);
     if (options.causal && j > pos) return false;
-    if (options.window_left >= 0 && j < pos - options.window_left) return false;
-    if (options.window_right >= 0 && j > pos + options.window_right) return false;
+    if (options.window_left >= 0 && pos - j > options.window_left) return false;
+    if (options.window_right >= 0 && j - pos > options.window_right) return false;
     if (options.key_end && i >= options.key_end.data()[first_k + j]) return false;
     return true;
   }
@@ -177,7 +177,7 @@ Status RunReference(const Forward& params) {
     const auto k = ReadRows(params.k, sequence.first_k, sequence.length_k, head / group);
     const auto v = ReadRows(params.v, sequence.first_k, sequence.length_k, head / group);
     for (int64_t i = 0; i < sequence.length_q; ++i) {
-      const Probabilities row(sequence, i, &q[i * head_dim], k, head_dim);
+      const Probabilities row(sequence, i, q.data() + i * head_dim, k, head_dim);
       WriteRows(row.Output(v, head_dim), params.out, sequence.first_q + i, head);
       params.softmax_lse.data<double>()[head * params.softmax_lse.strides[0] +
                                         (sequence.first_q + i) * params.softmax_lse.strides[1]] =
@@ -209,7 +209,7 @@ Status RunReference(const Backward& params) {
       const auto d_out = ReadRows(params.d_out, sequence.first_q, sequence.length_q, head);
       std::vector<double> dq(q.size(), 0.0);
       for (int64_t i = 0; i < sequence.length_q; ++i) {
-        const double *q_row = &q[i * head_dim], *d_out_row = &d_out[i * head_dim];
+        const double *q_row = q.data() + i * head_dim, *d_out_row = d_out.data() + i * head_dim;
         const Probabilities row(sequence, i, q_row, k, head_dim);
         double delta = Dot(d_out_row, row.Output(v, head_dim).data(), head_dim);
         if (params.d_lse) {

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <random>
 
+#include "core/isa.h"
 #include "doctest/doctest.h"
 #include "ops/varlen-attention/test-case.h"
 
@@ -105,6 +106,38 @@ TEST_CASE("Keys split into any number of parts agree with the reference") {
       }
     }
   }
+}
+
+// The instruction sets that this binary was compiled for and this CPU runs; the tests around this
+// one use a single one of them (VARLEN_CPU_ISA, else the best).
+TEST_CASE("Every instruction set agrees with the reference, and packs without changing a bit") {
+  const Isa active = ActiveIsa();
+  int used = 0;
+  for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kNeon}) {
+    if (!UseIsa(isa)) continue;
+    ++used;
+    for (DType dtype : kDTypes) {
+      for (int64_t head_dim : {1, 7, 64, 100, 128, 256}) {
+        for (const char* name : {"causal", "everything"}) {
+          Case c = MakeCase({.dtype = dtype,
+                             .num_heads = 4,
+                             .num_kv_heads = 2,
+                             .head_dim = head_dim,
+                             .slots_q = {0, 65, 1, 127, 16},
+                             .slots_k = {3, 64, 130, 129, 0}});
+          Named(name).apply(c);
+          INFO(NameOf(isa) << ": " << Describe(c));
+          const Results packed = RunOp(c);
+          CHECK(Inaccuracy(c, packed, RunDouble(c), RunPlain(c)) == "");
+          const Results alone = RunOp(Alone(c, 3));
+          CHECK(BitDifference(SliceRows(packed.out, 66, 127), alone.out) == "");
+          CHECK(BitDifference(SliceRows(packed.dk, 197, 129), alone.dk) == "");
+        }
+      }
+    }
+  }
+  UseIsa(active);
+  CHECK(used >= 1);
 }
 
 // Scores far apart: one key takes all of the weight, and exp of the others underflows.

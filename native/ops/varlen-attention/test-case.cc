@@ -515,6 +515,13 @@ const std::vector<Variant>& Variants() {
   return variants;
 }
 
+const Variant& Named(const std::string& name) {
+  const auto found = std::find_if(Variants().begin(), Variants().end(),
+                                  [&](const Variant& variant) { return variant.name == name; });
+  REQUIRE(found != Variants().end());
+  return *found;
+}
+
 Ints RandomTree(int32_t length, uint64_t seed) {
   std::mt19937_64 random(seed);
   Ints ends(length);

@@ -110,6 +110,7 @@ struct Variant {
   void (*apply)(Case& c);
 };
 const std::vector<Variant>& Variants();
+const Variant& Named(const std::string& name);
 
 // Ends of a random forest of `length` nodes in depth-first order, relative to the sequence.
 Ints RandomTree(int32_t length, uint64_t seed);

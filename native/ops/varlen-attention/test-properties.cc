@@ -34,13 +34,6 @@ Case Mixed(DType dtype, const Variant& variant, uint64_t seed = 1) {
   return c;
 }
 
-const Variant& Named(const std::string& name) {
-  const auto found = std::find_if(Variants().begin(), Variants().end(),
-                                  [&](const Variant& variant) { return variant.name == name; });
-  REQUIRE(found != Variants().end());
-  return *found;
-}
-
 // The part of a pack's results that belongs to sequence b.
 Results OfSequence(const Results& r, const Case& c, int64_t b) {
   const Rows q = RowsQ(c, b), k = RowsK(c, b);
