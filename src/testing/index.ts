@@ -1,0 +1,6 @@
+export {
+  type AttentionInputs,
+  type AttentionReference,
+  type AttentionReferenceOptions,
+  varlenAttentionReference,
+} from './varlen-attention.js';
