@@ -1,0 +1,165 @@
+/**
+ * Spreads a window over bins for packed steps: longest processing time first, on cost, under the
+ * token budget. With packed attention similar lengths bring nothing, so the only goals are full
+ * bins and equal costs.
+ */
+import { exceedsAlone } from './limits.js';
+import type { WindowView } from './window-view.js';
+
+/** Bins being filled, with a heap of their numbers by cost (ties: lower number). */
+class Bins {
+  readonly members: number[][];
+  readonly #cost: Float64Array;
+  readonly #tokens: Float64Array;
+  readonly #patches: Float64Array;
+  readonly #heap: Int32Array;
+  #size: number;
+
+  constructor(count: number) {
+    this.members = Array.from({ length: count }, () => []);
+    this.#cost = new Float64Array(count);
+    this.#tokens = new Float64Array(count);
+    this.#patches = new Float64Array(count);
+    this.#heap = Int32Array.from({ length: count }, (_, bin) => bin);
+    this.#size = count;
+  }
+
+  /** Puts a sample into the cheapest bin with room for it; false when no bin has. */
+  place(view: WindowView, sample: number): boolean {
+    const { limits } = view;
+    const length = view.lengths[sample];
+    const cost = view.costs[sample];
+    const patches = view.patches?.[sample] ?? 0;
+    const passedOver: number[] = [];
+    let placed = false;
+    while (this.#size > 0 && !placed) {
+      const bin = this.#heap[0];
+      if (
+        this.#tokens[bin] + length <= limits.packedTokens &&
+        this.#cost[bin] + cost <= limits.cost &&
+        this.#patches[bin] + patches <= limits.patches &&
+        this.members[bin].length < limits.maxBatchSize
+      ) {
+        this.members[bin].push(sample);
+        this.#tokens[bin] += length;
+        this.#cost[bin] += cost;
+        this.#patches[bin] += patches;
+        placed = true;
+      } else {
+        passedOver.push(bin);
+        this.#heap[0] = this.#heap[--this.#size];
+      }
+      this.#sink(0);
+    }
+    for (const bin of passedOver) this.#add(bin);
+    return placed;
+  }
+
+  #before(a: number, b: number): boolean {
+    return this.#cost[a] < this.#cost[b] || (this.#cost[a] === this.#cost[b] && a < b);
+  }
+
+  #sink(from: number): void {
+    const heap = this.#heap;
+    const bin = heap[from];
+    let at = from;
+    for (;;) {
+      let child = 2 * at + 1;
+      if (child >= this.#size) break;
+      if (child + 1 < this.#size && this.#before(heap[child + 1], heap[child])) child++;
+      if (!this.#before(heap[child], bin)) break;
+      heap[at] = heap[child];
+      at = child;
+    }
+    heap[at] = bin;
+  }
+
+  #add(bin: number): void {
+    const heap = this.#heap;
+    let at = this.#size++;
+    while (at > 0) {
+      const parent = (at - 1) >> 1;
+      if (!this.#before(bin, heap[parent])) break;
+      heap[at] = heap[parent];
+      at = parent;
+    }
+    heap[at] = bin;
+  }
+}
+
+/** Samples that fit with others, descending by cost (ties: window order), and those that do not. */
+function split(view: WindowView): { alone: number[]; together: Int32Array } {
+  const n = view.lengths.length;
+  const alone: number[] = [];
+  const together: number[] = [];
+  for (let i = 0; i < n; i++) {
+    if (view.lengths[i] === 0) continue;
+    const isAlone = exceedsAlone(view.limits, view.lengths[i], view.patches?.[i] ?? 0);
+    (isAlone ? alone : together).push(i);
+  }
+  const costs = view.costs;
+  return { alone, together: Int32Array.from(together).sort((a, b) => costs[b] - costs[a] || a - b) };
+}
+
+function placeAll(view: WindowView, together: Int32Array, count: number): number[][] | undefined {
+  const bins = new Bins(count);
+  for (const sample of together) {
+    if (!bins.place(view, sample)) return undefined;
+  }
+  for (const bin of bins.members) bin.sort((a, b) => a - b);
+  return bins.members;
+}
+
+/** Moves what breaks the multiple into groups of their own, smaller than the multiple. */
+function roundToMultiple(view: WindowView, bins: number[][]): number[][] {
+  const { multiple } = view.limits;
+  if (multiple === 1) return bins;
+  const rounded: number[][] = [];
+  for (const bin of bins) {
+    const rest = bin.length > multiple ? bin.length % multiple : 0;
+    rounded.push(bin.slice(0, bin.length - rest));
+    if (rest > 0) rounded.push(bin.slice(bin.length - rest));
+  }
+  return rounded;
+}
+
+/** A lower bound on the number of bins. */
+function fewestBins(view: WindowView, together: Int32Array): number {
+  const { limits } = view;
+  let tokens = 0;
+  let cost = 0;
+  let patches = 0;
+  for (const i of together) {
+    tokens += view.lengths[i];
+    cost += view.costs[i];
+    patches += view.patches?.[i] ?? 0;
+  }
+  return Math.max(
+    1,
+    Math.ceil(tokens / limits.packedTokens),
+    Math.ceil(cost / limits.cost),
+    Math.ceil(patches / limits.patches),
+    Math.ceil(together.length / limits.maxBatchSize),
+  );
+}
+
+/** As few bins as longest-first placement finds; samples over budget get bins of their own. */
+export function packWindow(view: WindowView): number[][] {
+  const { alone, together } = split(view);
+  const bins = alone.map((sample) => [sample]);
+  if (together.length === 0) return bins;
+  for (let count = fewestBins(view, together); ; count++) {
+    // At one bin per sample every placement succeeds, so this ends.
+    const placed = placeAll(view, together, count);
+    if (placed !== undefined)
+      return roundToMultiple(view, bins.concat(placed.filter((bin) => bin.length > 0)));
+  }
+}
+
+/** Exactly `target` bins, or undefined when longest-first placement does not find them. */
+export function packInto(view: WindowView, target: number): number[][] | undefined {
+  const { alone, together } = split(view);
+  const count = target - alone.length;
+  if (view.limits.multiple > 1 || count < 1 || together.length < count) return undefined;
+  return placeAll(view, together, count)?.concat(alone.map((sample) => [sample]));
+}
