@@ -90,6 +90,9 @@ HWY_NOINLINE void MultiplyTile(int64_t depth, const float* HWY_RESTRICT a, int64
 #pragma GCC unroll 16
   for (int i = 0; i < kPointers; ++i) pointers[i] = a + 3 * i * a_stride;
 
+  if constexpr (requires { finish.Prefetch(0); }) {
+    for (int i = 0; i < kRows; ++i) finish.Prefetch(i);
+  }
   for (int64_t k = 0; k < depth; ++k) {
     // Without this the compiler keeps one pointer per row and spills them.
     if constexpr (kOrder == Order::kRows) asm("" : "+r"(a_stride));
