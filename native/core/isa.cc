@@ -42,28 +42,8 @@ bool Compiled(Isa isa) {
   }
 }
 
-struct Choice {
-  Isa isa;
-  std::string note;
-};
-
-Choice Choose() {
-  const Isa best = BestIsa();
-  const char* asked = std::getenv("VARLEN_CPU_ISA");
-  if (asked == nullptr || *asked == '\0') return {best, ""};
-  for (Isa isa : kAll) {
-    if (std::strcmp(asked, NameOf(isa)) != 0) continue;
-    if (IsaAvailable(isa)) return {isa, ""};
-    const char* reason = CpuRuns(isa) ? "was not compiled into this binary" : "is not in this CPU";
-    return {best,
-            std::string("VARLEN_CPU_ISA=") + asked + " " + reason + "; using " + NameOf(best)};
-  }
-  return {best, std::string("VARLEN_CPU_ISA=") + asked +
-                    " is none of baseline, avx2, avx512, neon; using " + NameOf(best)};
-}
-
-const Choice& InitialChoice() {
-  static const Choice choice = Choose();
+const IsaChoice& InitialChoice() {
+  static const IsaChoice choice = ChooseIsa(std::getenv("VARLEN_CPU_ISA"));
   return choice;
 }
 
@@ -104,6 +84,20 @@ Isa BestIsa() {
     if (IsaAvailable(isa)) return isa;
   }
   return Isa::kBaseline;
+}
+
+IsaChoice ChooseIsa(const char* asked) {
+  const Isa best = BestIsa();
+  if (asked == nullptr || *asked == '\0') return {best, ""};
+  const std::string request = std::string("VARLEN_CPU_ISA=") + asked;
+  for (Isa isa : kAll) {
+    if (std::strcmp(asked, NameOf(isa)) != 0) continue;
+    if (IsaAvailable(isa)) return {isa, ""};
+    const char* reason =
+        CpuRuns(isa) ? " was not compiled into this binary" : " is not in this CPU";
+    return {best, request + reason + "; using " + NameOf(best)};
+  }
+  return {best, request + " is none of baseline, avx2, avx512, neon; using " + NameOf(best)};
 }
 
 Isa ActiveIsa() { return Active().load(std::memory_order_relaxed); }

@@ -66,8 +66,15 @@ bool HostRunsBaseline();
 bool IsaAvailable(Isa isa);
 Isa BestIsa();
 
-// The level in use: the best one, or what VARLEN_CPU_ISA asks for. Asking for one that is not
-// available leaves the best; IsaNote() then says so, and is empty otherwise.
+// What VARLEN_CPU_ISA=`asked` leads to (null or empty: the best level). Asking for a level that is
+// not available leaves the best, and `note` says why; it is empty otherwise.
+struct IsaChoice {
+  Isa isa;
+  std::string note;
+};
+IsaChoice ChooseIsa(const char* asked);
+
+// The level in use and its note, from the environment at first use.
 Isa ActiveIsa();
 std::string IsaNote();
 // For tests and benches; false, and no change, when `isa` is not available.
