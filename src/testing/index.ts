@@ -1,3 +1,4 @@
+export { type GradCheckOptions, gradCheck } from './grad-check.js';
 export {
   type AttentionInputs,
   type AttentionReference,

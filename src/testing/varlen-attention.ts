@@ -14,6 +14,8 @@ export interface AttentionInputs {
   readonly v: ArrayLike<number>;
   /** Gradient of the output, in the shape of q; asks for the gradients too. */
   readonly dOut?: ArrayLike<number>;
+  /** Gradient of `softmaxLse`, in its shape. Default 0; used only beside `dOut`. */
+  readonly dLse?: ArrayLike<number>;
 }
 
 /** Shapes and options, named as those of `varlenAttention`. */
@@ -25,12 +27,15 @@ export interface AttentionReferenceOptions {
   readonly cuSeqlensQ: ArrayLike<number>;
   /** Default `cuSeqlensQ`. */
   readonly cuSeqlensK?: ArrayLike<number>;
+  /** `[numSeqs]`, rows used out of each slot. Default: all. */
+  readonly seqUsedQ?: ArrayLike<number>;
+  readonly seqUsedK?: ArrayLike<number>;
   /** Default `headDim ** -0.5`. */
   readonly softmaxScale?: number;
   readonly causal?: boolean;
   readonly windowSize?: readonly [left: number, right: number];
   readonly softcap?: number;
-  /** `[numHeads]` */
+  /** `[numHeads]` or `[numSeqs * numHeads]` */
   readonly alibiSlopes?: ArrayLike<number>;
   /** `[totalTokensK]`, relative to a sequence's start. */
   readonly keyEnd?: ArrayLike<number>;
@@ -76,7 +81,7 @@ function addScaled(
  * ```
  */
 export function varlenAttentionReference(
-  { q, k, v, dOut }: AttentionInputs,
+  { q, k, v, dOut, dLse }: AttentionInputs,
   options: AttentionReferenceOptions,
 ): AttentionReference {
   const {
@@ -110,12 +115,13 @@ export function varlenAttentionReference(
   for (let b = 0; b + 1 < cuSeqlensQ.length; b++) {
     const firstQuery = cuSeqlensQ[b];
     const firstKey = cuSeqlensK[b];
-    const lengthQ = cuSeqlensQ[b + 1] - firstQuery;
-    const lengthK = cuSeqlensK[b + 1] - firstKey;
+    const lengthQ = options.seqUsedQ?.[b] ?? cuSeqlensQ[b + 1] - firstQuery;
+    const lengthK = options.seqUsedK?.[b] ?? cuSeqlensK[b + 1] - firstKey;
     const shift = lengthK - lengthQ;
     const scores = new Float64Array(lengthK);
     const slopes = new Float64Array(lengthK); // d score / d (scale * q . k): 1 without a cap
     for (let head = 0; head < numHeads; head++) {
+      const bias = alibiSlopes?.[alibiSlopes.length === numHeads ? head : b * numHeads + head] ?? 0;
       const kvHead = Math.floor((head * numKvHeads) / numHeads);
       const rowOfQ = (i: number) => ((firstQuery + i) * numHeads + head) * headDim;
       const rowOfK = (j: number) => ((firstKey + j) * numKvHeads + kvHead) * headDim;
@@ -134,7 +140,7 @@ export function varlenAttentionReference(
             score = softcap * capped;
             slopes[j] = 1 - capped * capped;
           }
-          if (alibiSlopes !== undefined) score -= alibiSlopes[head] * Math.abs(i + shift - j);
+          score -= bias * Math.abs(i + shift - j);
           scores[j] = score;
           maximum = Math.max(maximum, score);
         }
@@ -150,7 +156,8 @@ export function varlenAttentionReference(
         }
         if (dOut === undefined) continue;
 
-        const delta = dot(dOut, queryRow, out, queryRow, headDim);
+        const dLseHere = dLse?.[head * totalTokensQ + firstQuery + i] ?? 0;
+        const delta = dot(dOut, queryRow, out, queryRow, headDim) - dLseHere;
         for (let j = 0; j < lengthK; j++) {
           const probability = Math.exp(scores[j] - lse);
           if (probability === 0) continue;
