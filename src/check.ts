@@ -37,6 +37,10 @@ function distance(a: string, b: string): number {
   return row[b.length];
 }
 
+/** An object that inherits nothing. Unlike `Object.create(null)` V8 does not make it a dictionary. */
+const Bare = (() => {}) as unknown as new () => Record<string, unknown>;
+Bare.prototype = Object.create(null);
+
 /**
  * A copy of a caller's options with only their own, known keys, so that getters run once and nothing
  * is inherited. An unknown key is an error that names the nearest known one.
@@ -46,9 +50,9 @@ export function readOptions<T extends object>(
   options: T | undefined,
   known: readonly (keyof T & string)[],
 ): T {
-  if (options === undefined) return Object.create(null) as T;
+  if (options === undefined) return new Bare() as T;
   if (typeof options !== 'object' || options === null) throw wrongType(op, 'options', options, 'an object');
-  const copy: Record<string, unknown> = Object.create(null);
+  const copy = new Bare();
   for (const key of Object.keys(options)) {
     if (!(known as readonly string[]).includes(key)) {
       const [nearest] = [...known].sort((a, b) => distance(a, key) - distance(b, key));

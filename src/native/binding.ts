@@ -161,7 +161,8 @@ function takeTensors(result: Float64Array, count: number): (NativeTensor | undef
     const handle = result[slot];
     const dtype = DTYPES[result[slot + 1]];
     const rank = result[slot + 2];
-    const shape = Array.from(result.subarray(slot + 3, slot + 3 + rank));
+    const shape: number[] = [];
+    for (let i = 0; i < rank; i++) shape.push(result[slot + 3 + i]);
     slot += 3 + rank;
     tensors.push(handle === 0 ? undefined : { handle, dtype, shape });
   }
@@ -211,7 +212,7 @@ function handleOf(op: string, argument: string, value: unknown): number {
  */
 export function call(
   name: NativeOp,
-  values: Readonly<Record<string, unknown>>,
+  values: object,
   stream = 0,
   spelling: Readonly<Record<string, string>> = {},
 ): (NativeTensor | undefined)[] {
@@ -223,7 +224,7 @@ export function call(
   for (let i = 0; i < op.args.length; i++) {
     const { name: nativeName, kind, optional } = op.args[i];
     const argument = spelling[nativeName] ?? nativeName;
-    const value = values[nativeName];
+    const value = (values as Readonly<Record<string, unknown>>)[nativeName];
     let slot = 0;
     switch (kind) {
       case 'flag':

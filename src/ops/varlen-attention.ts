@@ -58,7 +58,8 @@ export interface SavedForBackward {
   readonly v: Tensor;
   readonly out: Tensor;
   readonly softmaxLse: Tensor;
-  readonly options: Readonly<Record<string, unknown>>;
+  /** The arguments of the native call, by its names. */
+  readonly options: object;
 }
 
 /** Result of {@link varlenAttention}; disposing it disposes `out` and `softmaxLse`. */
@@ -113,8 +114,8 @@ const OPTION_NAMES = [
   'validate',
 ] as const;
 
-/** One of two spellings: the pair for self-attention, or one value each for q and k. */
-function lengthsOf(given: VarlenAttentionOptions): Record<string, unknown> {
+/** Refuses lengths given in neither or both spellings: a pair for self-attention, or one each for q and k. */
+function checkLengths(given: VarlenAttentionOptions): void {
   const { cuSeqlens, maxSeqlen, cuSeqlensQ, cuSeqlensK, maxSeqlenQ, maxSeqlenK } = given;
   if (cuSeqlens === undefined && cuSeqlensQ === undefined) {
     throw argumentError(
@@ -124,22 +125,14 @@ function lengthsOf(given: VarlenAttentionOptions): Record<string, unknown> {
       'is required; got nothing, expected cuSeqlens, or cuSeqlensQ and cuSeqlensK',
     );
   }
-  const shared = cuSeqlens !== undefined || maxSeqlen !== undefined;
-  const separate = [cuSeqlensQ, cuSeqlensK, maxSeqlenQ, maxSeqlenK].some((value) => value !== undefined);
-  if (shared && separate) {
-    throw argumentError(
-      'ERR_VARLEN_INCOMPATIBLE',
-      OP,
-      'cuSeqlens',
-      'is given beside the separate ones; got both, expected either cuSeqlens and maxSeqlen, or cuSeqlensQ, cuSeqlensK, maxSeqlenQ, maxSeqlenK',
-    );
-  }
-  return {
-    cuSeqlensQ: cuSeqlensQ ?? cuSeqlens,
-    cuSeqlensK,
-    maxSeqlenQ: maxSeqlenQ ?? maxSeqlen ?? -1,
-    maxSeqlenK: maxSeqlenK ?? (cuSeqlensK === undefined ? (maxSeqlenQ ?? maxSeqlen) : undefined) ?? -1,
-  };
+  if (cuSeqlens === undefined && maxSeqlen === undefined) return;
+  if ((cuSeqlensQ ?? cuSeqlensK ?? maxSeqlenQ ?? maxSeqlenK) === undefined) return;
+  throw argumentError(
+    'ERR_VARLEN_INCOMPATIBLE',
+    OP,
+    'cuSeqlens',
+    'is given beside the separate ones; got both, expected either cuSeqlens and maxSeqlen, or cuSeqlensQ, cuSeqlensK, maxSeqlenQ, maxSeqlenK',
+  );
 }
 
 const SHARED_SPELLING = {
@@ -151,11 +144,6 @@ const SHARED_SPELLING = {
 };
 const SEPARATE_SPELLING = { windowLeft: 'windowSize', windowRight: 'windowSize' };
 
-/** A copy of an array on the host: backward comes later, when the caller may have changed it. */
-function keep(value: unknown): unknown {
-  return value instanceof Int32Array || value instanceof Float32Array ? value.slice() : value;
-}
-
 function readWindow(windowSize: unknown): [left: number, right: number] {
   if (windowSize === undefined) return [-1, -1];
   if (!Array.isArray(windowSize) || windowSize.length !== 2) {
@@ -166,9 +154,35 @@ function readWindow(windowSize: unknown): [left: number, right: number] {
 
 const VALIDATE = { full: true, device: true, none: false };
 
-/** Fills the defaults and spells the options as the native op does. */
-function nativeOptions(q: Tensor, given: VarlenAttentionOptions): Record<string, unknown> {
-  const { validate = 'device', numSplits = 'auto' } = given;
+/**
+ * Every argument of the native op by its native name, defaults filled in. One literal of one shape:
+ * this runs at every call, and spreads cost more than the call itself.
+ */
+interface NativeArguments {
+  readonly q: Tensor;
+  readonly k: Tensor;
+  readonly v: Tensor;
+  cuSeqlensQ: Int32Array | Tensor | undefined;
+  cuSeqlensK: Int32Array | Tensor | undefined;
+  seqUsedQ: Int32Array | Tensor | undefined;
+  seqUsedK: Int32Array | Tensor | undefined;
+  readonly maxSeqlenQ: number;
+  readonly maxSeqlenK: number;
+  readonly softmaxScale: number;
+  readonly causal: boolean;
+  readonly windowLeft: number;
+  readonly windowRight: number;
+  readonly softcap: number;
+  alibiSlopes: Float32Array | Tensor | undefined;
+  keyEnd: Int32Array | Tensor | undefined;
+  readonly deterministic: boolean;
+  readonly checkDeviceArrays: boolean;
+  readonly numSplits: number;
+  readonly out: Tensor | undefined;
+}
+
+function nativeArguments(q: Tensor, k: Tensor, v: Tensor, given: VarlenAttentionOptions): NativeArguments {
+  const { validate = 'device', numSplits = 'auto', cuSeqlensK, maxSeqlenQ, maxSeqlen } = given;
   if (!Object.hasOwn(VALIDATE, validate)) {
     throw argumentError(
       'ERR_VARLEN_OPTION',
@@ -185,11 +199,19 @@ function nativeOptions(q: Tensor, given: VarlenAttentionOptions): Record<string,
       `is out of range; got ${String(numSplits)}, expected 'auto' or an integer >= 1`,
     );
   }
+  checkLengths(given);
   const [windowLeft, windowRight] = readWindow(given.windowSize);
+  const longestQ = maxSeqlenQ ?? maxSeqlen ?? -1;
   return {
-    ...lengthsOf(given),
+    q,
+    k,
+    v,
+    cuSeqlensQ: given.cuSeqlensQ ?? given.cuSeqlens,
+    cuSeqlensK,
     seqUsedQ: given.seqUsedQ,
     seqUsedK: given.seqUsedK,
+    maxSeqlenQ: longestQ,
+    maxSeqlenK: given.maxSeqlenK ?? (cuSeqlensK === undefined ? longestQ : -1),
     softmaxScale: given.softmaxScale ?? (q.shape.at(-1) ?? 1) ** -0.5,
     causal: given.causal ?? false,
     windowLeft,
@@ -200,7 +222,27 @@ function nativeOptions(q: Tensor, given: VarlenAttentionOptions): Record<string,
     deterministic: given.deterministic ?? true,
     checkDeviceArrays: VALIDATE[validate],
     numSplits: numSplits === 'auto' ? 0 : numSplits,
+    out: given.out,
   };
+}
+
+/** Arguments that may be arrays on the host. */
+const ARRAY_ARGUMENTS = [
+  'cuSeqlensQ',
+  'cuSeqlensK',
+  'seqUsedQ',
+  'seqUsedK',
+  'alibiSlopes',
+  'keyEnd',
+] as const satisfies (keyof NativeArguments)[];
+
+/** Copies the arrays on the host: backward comes later, when the caller may have changed them. */
+function keepArrays(values: NativeArguments): void {
+  for (const name of ARRAY_ARGUMENTS) {
+    const value = values[name];
+    if (value === undefined || value instanceof Tensor) continue;
+    (values as unknown as Record<string, Int32Array | Float32Array>)[name] = value.slice();
+  }
 }
 
 function checkTensor(op: string, argument: string, value: unknown): asserts value is Tensor {
@@ -242,18 +284,19 @@ export function varlenAttention(
   checkTensor(OP, 'k', k);
   checkTensor(OP, 'v', v);
   const given = readOptions<VarlenAttentionOptions>(OP, options, OPTION_NAMES);
-  const { numSplits, ...shared } = nativeOptions(q, given);
+  const values = nativeArguments(q, k, v, given);
   const { stream } = given;
   const spelling = given.cuSeqlens === undefined ? SEPARATE_SPELLING : SHARED_SPELLING;
-  const made = run(OP, { q, k, v, ...shared, numSplits, out: given.out }, q.device, stream, spelling);
+  const made = run(OP, values, q.device, stream, spelling);
   const out = made[0] ?? given.out!;
   const softmaxLse = made[1]!;
-  const kept = Object.fromEntries(Object.entries(shared).map(([name, value]) => [name, keep(value)]));
-  if (isTracked([q, k, v])) recordCall({ q, k, v, out, softmaxLse, options: kept }, stream);
+  keepArrays(values);
+  const saved: SavedForBackward = { q, k, v, out, softmaxLse, options: values };
+  if (isTracked([q, k, v])) recordCall(saved, stream);
   return {
     out,
     softmaxLse,
-    saved: { q, k, v, out, softmaxLse, options: kept },
+    saved,
     [Symbol.dispose]() {
       out.dispose();
       softmaxLse.dispose();
@@ -264,12 +307,13 @@ export function varlenAttention(
 /** The tape's own names for what backward reads: the caller may dispose theirs. */
 function recordCall(call: SavedForBackward, stream: Stream | undefined): void {
   const alias = (tensor: Tensor): Tensor => tensor.alias().outlive();
-  const options = Object.fromEntries(
-    Object.entries(call.options).map(([name, value]) => [
-      name,
-      value instanceof Tensor ? alias(value) : value,
-    ]),
-  );
+  // The caller's q, k, v and out are not kept: they may be disposed and collected before backward.
+  const none = { q: undefined, k: undefined, v: undefined, out: undefined };
+  const options: Record<string, unknown> = { ...call.options, ...none };
+  for (const name of ARRAY_ARGUMENTS) {
+    const value = options[name];
+    if (value instanceof Tensor) options[name] = alias(value);
+  }
   const saved = {
     q: alias(call.q),
     k: alias(call.k),
@@ -278,9 +322,8 @@ function recordCall(call: SavedForBackward, stream: Stream | undefined): void {
     softmaxLse: alias(call.softmaxLse),
     options,
   };
-  const names = [...Object.values(saved), ...Object.values(options)].filter(
-    (value) => value instanceof Tensor,
-  );
+  const arrays = ARRAY_ARGUMENTS.map((name) => options[name]);
+  const names = [...Object.values(saved), ...arrays].filter((value) => value instanceof Tensor);
   record(OP, [call.q, call.k, call.v], [call.out, call.softmaxLse], names, ([dOut, dLse]) => {
     // A loss of softmaxLse alone brings no gradient of out.
     const zero = dOut === undefined ? zerosLike(saved.out) : undefined;
@@ -326,7 +369,7 @@ export function varlenAttentionBackward(
     'stream',
   ]);
   const { q, k, v, out, softmaxLse } = saved;
-  const values = { dOut, q, k, v, out, softmaxLse, dLse, ...saved.options, dq, dk, dv };
+  const values = { ...saved.options, dOut, q, k, v, out, softmaxLse, dLse, dq, dk, dv };
   const made = run(OP_BACKWARD, values, q.device, stream);
   const gradients = { dq: made[0] ?? dq!, dk: made[1] ?? dk!, dv: made[2] ?? dv! };
   return {

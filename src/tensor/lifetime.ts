@@ -3,18 +3,16 @@ import { memory, release } from '../native/binding.js';
 
 /** Who frees a tensor: its owner, the scope it was made in, or, late and with a warning, the collector. */
 
-/** What the collector hands over when a tensor was never disposed. */
-interface Forgotten {
-  readonly handle: number;
-  readonly stack: string | undefined;
-}
+/** What the collector hands over when a tensor was never disposed: a bare handle unless debugging. */
+type Forgotten = number | { readonly handle: number; readonly stack: string };
 
 /** `VARLEN_DEBUG=1` keeps the stack of every call that makes a tensor: it costs more than the call. */
 export const debug: boolean = process.env.VARLEN_DEBUG === '1';
 
 let leakedByGc = 0;
 
-const forgotten = new FinalizationRegistry<Forgotten>(({ handle, stack }) => {
+const forgotten = new FinalizationRegistry<Forgotten>((held) => {
+  const { handle, stack } = typeof held === 'number' ? { handle: held, stack: undefined } : held;
   release(handle);
   if (leakedByGc++ === 0) {
     process.emitWarning(
@@ -52,7 +50,7 @@ let currentScope: Set<Disposer> | undefined;
 
 /** Watches over a new tensor. */
 export function adopt(tensor: Disposer, handle: number, stack: string | undefined): void {
-  forgotten.register(tensor, { handle, stack }, tensor);
+  forgotten.register(tensor, stack === undefined ? handle : { handle, stack }, tensor);
   currentScope?.add(tensor);
 }
 

@@ -14,6 +14,19 @@ export interface OpTrace {
 
 const trace = tracingChannel<unknown, OpTrace>('varlen.op');
 
+function enqueue(
+  name: NativeOp,
+  values: object,
+  device: Device,
+  stream: Stream | undefined,
+  spelling: Readonly<Record<string, string>> | undefined,
+): (Tensor | undefined)[] {
+  const made = call(name, values, streamFor(name, device, stream), spelling);
+  const tensors: (Tensor | undefined)[] = [];
+  for (const tensor of made) tensors.push(tensor && new Tensor(tensor, device));
+  return tensors;
+}
+
 /**
  * Calls a device op and wraps what it made; a position is `undefined` where the caller brought the output.
  *
@@ -22,21 +35,16 @@ const trace = tracingChannel<unknown, OpTrace>('varlen.op');
  */
 export function run(
   name: NativeOp,
-  values: Readonly<Record<string, unknown>>,
+  values: object,
   device: Device,
   stream: Stream | undefined,
   spelling?: Readonly<Record<string, string>>,
 ): (Tensor | undefined)[] {
-  const id = streamFor(name, device, stream);
-  const enqueue = (): (Tensor | undefined)[] =>
-    call(name, values, id, spelling).map((made) =>
-      made === undefined ? undefined : new Tensor(made, device),
-    );
-  if (!trace.hasSubscribers) return enqueue();
+  if (!trace.hasSubscribers) return enqueue(name, values, device, stream, spelling);
 
   const context: OpTrace = { op: name, device: String(device), bytes: 0 };
   const outputs = trace.traceSync(() => {
-    const made = enqueue();
+    const made = enqueue(name, values, device, stream, spelling);
     context.bytes = made.reduce((bytes, tensor) => bytes + (tensor?.byteLength ?? 0), 0);
     return made;
   }, context);
