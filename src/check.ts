@@ -38,7 +38,7 @@ function distance(a: string, b: string): number {
 }
 
 /** An object that inherits nothing. Unlike `Object.create(null)` V8 does not make it a dictionary. */
-const Bare = (() => {}) as unknown as new () => Record<string, unknown>;
+const Bare = function Bare() {} as unknown as new () => Record<string, unknown>;
 Bare.prototype = Object.create(null);
 
 /**
@@ -66,6 +66,11 @@ export function readOptions<T extends object>(
     copy[key] = (options as Record<string, unknown>)[key];
   }
   return copy as T;
+}
+
+/** Refuses what is neither `true` nor `false`. */
+export function checkBoolean(op: string, argument: string, value: unknown): asserts value is boolean {
+  if (typeof value !== 'boolean') throw wrongType(op, argument, value, 'a boolean');
 }
 
 /** Refuses what is not a whole number between `min` and `max`. */
