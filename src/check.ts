@@ -37,12 +37,9 @@ function distance(a: string, b: string): number {
   return row[b.length];
 }
 
-/** An object that inherits nothing. Unlike `Object.create(null)`, V8 does not make it a dictionary. */
-class Bare {
-  [key: string]: unknown;
-}
-Object.setPrototypeOf(Bare.prototype, null);
-Reflect.deleteProperty(Bare.prototype, 'constructor');
+/** An object that inherits nothing. Unlike `Object.create(null)` V8 does not make it a dictionary. */
+const Bare = function Bare() {} as unknown as new () => Record<string, unknown>;
+Bare.prototype = Object.create(null);
 
 /**
  * A copy of a caller's options with only their own, known keys, so that getters run once and nothing
@@ -69,6 +66,11 @@ export function readOptions<T extends object>(
     copy[key] = (options as Record<string, unknown>)[key];
   }
   return copy as T;
+}
+
+/** Refuses what is neither `true` nor `false`. */
+export function checkBoolean(op: string, argument: string, value: unknown): asserts value is boolean {
+  if (typeof value !== 'boolean') throw wrongType(op, argument, value, 'a boolean');
 }
 
 /** Refuses what is not a whole number between `min` and `max`. */

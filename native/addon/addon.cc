@@ -12,7 +12,11 @@ namespace {
 // arguments: the op's index in ops.h, then its host arrays.
 bool CallByIndex(Env& env, const Arguments& arguments) {
   uint32_t index = 0;
-  napi_get_value_uint32(arguments.env, arguments.values[0], &index);
+  if (arguments.count == 0 ||
+      napi_get_value_uint32(arguments.env, arguments.values[0], &index) != napi_ok ||
+      index >= Ops::kCount) {
+    return Fail(env, {Code::kType, "op", "is not an op's index", {}});
+  }
   return Ops::kCalls[index](env, arguments.env, arguments.values + 1, arguments.count - 1);
 }
 
@@ -37,14 +41,14 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   self->args = Shared(env, exports, "args", kArgSlots);
   self->result = Shared(env, exports, "result", kResultSlots);
   exports.Set("ops", Ops::Describe(env));
-  Bind<CallByIndex>(env, exports, "call");
+  Bind<CallByIndex>(env, exports, "call", "call");
   exports.Set("takeError", Napi::Function::New(env, [self](const Napi::CallbackInfo& info) {
                 return ErrorOf(info.Env(), self->error);
               }));
   exports.Set("onSettled", Napi::Function::New(env, [self](const Napi::CallbackInfo& info) {
                 self->on_settled = Napi::Persistent(info[0].As<Napi::Function>());
               }));
-  Bind<Threads>(env, exports, "threads");
+  Bind<Threads>(env, exports, "threads", "setNumThreads");
   BindInfo(env, exports);
   BindTensors(env, exports);
   BindStreams(env, exports);

@@ -172,9 +172,10 @@ int WriteResult(Env& env, int slot, const Tensor& tensor) {
   return slot;
 }
 
-void Publisher::Write(uint32_t brought) {
+void Publisher::Write(uint32_t brought, uint64_t ticket) {
   int slot = 0;
   for (int i = 0; i < num_outputs_; ++i) {
+    outputs_[i].storage->WrittenBy(stream_, ticket);
     if ((brought & (1u << i)) == 0) {
       slot = WriteResult(env_, slot, outputs_[i]);
     } else {

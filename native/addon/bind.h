@@ -77,7 +77,7 @@ class Reader {
   size_t num_arrays_;
   size_t next_array_ = 0;
   int next_ = 1;  // slot 0 is the stream
-  std::array<std::pair<const char*, const Tensor*>, 16> tensors_;
+  std::array<std::pair<const char*, const Tensor*>, 32> tensors_;
   int num_tensors_ = 0;
 };
 
@@ -104,36 +104,41 @@ class Allocator {
   const Unifier& unifier_;
 };
 
-// Third pass: marks tensors that another stream allocated, and hands the outputs to JavaScript.
+// Third pass: prepares the stream for every tensor of the call; later hands the outputs to
+// JavaScript.
 class Publisher {
  public:
-  Publisher(Env& env, const Stream& stream) : env_(env), home_(stream.cache()) {}
+  Publisher(Env& env, std::shared_ptr<Stream> stream) : env_(env), stream_(std::move(stream)) {}
 
   void In(const char*, Tensor& tensor, TypeVar, Dims, Layout = Layout::kContiguous,
           Need = Need::kRequired) {
-    Mark(tensor);
+    Use(tensor);
   }
   template <class T>
   void HostOrTensor(const char*, varlen::HostOrTensor<T>& value, Dims, Need = Need::kRequired) {
-    Mark(value.tensor);
+    Use(value.tensor);
   }
   template <class T>
   void Scalar(const char*, T&) {}
   void Flag(const char*, bool&) {}
   void Out(const char*, Tensor& tensor, TypeVar, Dims) {
-    Mark(tensor);
+    Use(tensor);
     outputs_[num_outputs_++] = tensor;
   }
-  // Handle 0 stands for an output that the caller brought and already has a name for.
-  void Write(uint32_t brought);
+  // To be called once the op is enqueued as number `ticket`; cannot fail. Handle 0 stands for an
+  // output that the caller brought and already has a name for.
+  void Write(uint32_t brought, uint64_t ticket);
+
+  static constexpr int kMaxOutputs = 8;
+  Status status;
 
  private:
-  void Mark(const Tensor& tensor) {
-    if (tensor && tensor.storage->home() != home_) tensor.storage->MarkShared();
+  void Use(const Tensor& tensor) {
+    if (status.ok() && tensor) status = stream_->Use(*tensor.storage.get());
   }
   Env& env_;
-  const void* home_;
-  std::array<Tensor, 8> outputs_;
+  const std::shared_ptr<Stream> stream_;
+  std::array<Tensor, kMaxOutputs> outputs_;
   int num_outputs_ = 0;
 };
 
@@ -185,6 +190,7 @@ void Reader::HostOrTensor(const char* name, varlen::HostOrTensor<T>& value, Dims
       status = Invalid(Code::kShape, name, "must be one contiguous row",
                        "rank " + std::to_string(value.tensor.rank), "rank 1");
     }
+    if (status.ok()) tensors_[num_tensors_++] = {name, &value.tensor};
     return;
   }
   napi_typedarray_type type;
@@ -222,24 +228,26 @@ void Reader::Scalar(const char* name, T& value) {
 // The whole call; true when it was enqueued.
 template <class Op>
 bool CallOp(Env& env, napi_env napi, const napi_value* arrays, size_t num_arrays) {
-  const auto fail = [&](Status status) { return Fail(env, Op::kName, std::move(status)); };
-  const std::shared_ptr<Stream> stream = StreamOf(env, Op::kName, env.args[0]);
+  env.op = Op::kName;
+  const std::shared_ptr<Stream> stream = StreamOf(env, env.args[0]);
   if (stream == nullptr) return false;
   Op op;
   Reader reader(env, napi, arrays, num_arrays);
   op.Visit(reader);
-  if (!reader.status.ok()) return fail(std::move(reader.status));
+  if (!reader.status.ok()) return Fail(env, std::move(reader.status));
   Status status = op.Validate();
-  if (!status.ok()) return fail(std::move(status));
+  if (!status.ok()) return Fail(env, std::move(status));
   Allocator allocator(*stream, reader.unifier);
   op.Visit(allocator);
-  if (!allocator.status.ok()) return fail(std::move(allocator.status));
-  Publisher publisher(env, *stream);
+  if (!allocator.status.ok()) return Fail(env, std::move(allocator.status));
+  Publisher publisher(env, stream);
   op.Visit(publisher);
+  if (!publisher.status.ok()) return Fail(env, std::move(publisher.status));
+  env.Reserve(Publisher::kMaxOutputs);
   uint64_t ticket = 0;
   status = stream->Enqueue(std::make_unique<OpTask<Op>>(std::move(op)), &ticket);
-  if (!status.ok()) return fail(std::move(status));
-  publisher.Write(allocator.brought);
+  if (!status.ok()) return Fail(env, std::move(status));
+  publisher.Write(allocator.brought, ticket);
   return true;
 }
 

@@ -19,19 +19,23 @@ struct Arguments {
 
 using EntryFn = bool (*)(Env& env, const Arguments& arguments);
 
+// The stream that a tensor was last written by, where a call takes the number of a stream.
+inline constexpr double kWriterStream = -1;
+
 // No C++ exception crosses the border: running out of memory is an error like any other.
 template <EntryFn kFn>
 napi_value Entry(napi_env napi, napi_callback_info info) {
   Env& env = *Env::Of(napi);
   Arguments arguments{napi, {}, Arguments::kMax};
-  napi_get_cb_info(napi, info, &arguments.count, arguments.values, nullptr, nullptr);
+  void* op = nullptr;
+  napi_get_cb_info(napi, info, &arguments.count, arguments.values, nullptr, &op);
+  env.op = static_cast<const char*>(op);
+  if (arguments.count > Arguments::kMax) arguments.count = Arguments::kMax;
   bool ok = false;
   try {
     ok = kFn(env, arguments);
   } catch (const std::bad_alloc&) {
-    env.error = Failure{};
-    env.error.status.code = Code::kOutOfMemory;
-    env.error.status.message = "host memory is exhausted";
+    Fail(env, OutOfMemory());
   }
   napi_value result;
   napi_create_uint32(napi, ok ? 0 : 1, &result);
@@ -42,10 +46,11 @@ napi_value Entry(napi_env napi, napi_callback_info info) {
 void BindTensors(Napi::Env env, Napi::Object exports);
 void BindStreams(Napi::Env env, Napi::Object exports);
 
+// `op` is what errors call it.
 template <EntryFn kFn>
-void Bind(Napi::Env env, Napi::Object exports, const char* name) {
+void Bind(Napi::Env env, Napi::Object exports, const char* name, const char* op) {
   napi_value function;
-  napi_create_function(env, name, NAPI_AUTO_LENGTH, Entry<kFn>, nullptr, &function);
+  napi_create_function(env, name, NAPI_AUTO_LENGTH, Entry<kFn>, const_cast<char*>(op), &function);
   exports.Set(name, Napi::Value(env, function));
 }
 

@@ -27,6 +27,11 @@ void Mailbox::Post(std::unique_ptr<Settlement> settlement) {
   if (signal) napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
 }
 
+// One by one: the chain is as long as there were unread settlements, a recursion's stack is not.
+Mailbox::~Mailbox() {
+  while (first_ != nullptr) first_ = std::move(first_->next);
+}
+
 std::unique_ptr<Settlement> Mailbox::Take() {
   std::lock_guard<std::mutex> lock(mutex_);
   signalled_ = false;
@@ -61,6 +66,10 @@ void Env::Close() {
   }
 }
 
+void Env::Reserve(size_t count) {
+  if (slots_.capacity() - slots_.size() < count) slots_.reserve(2 * slots_.capacity() + count);
+}
+
 double Env::Add(Tensor tensor) {
   uint32_t index = free_slot_;
   if (index != 0) {
@@ -69,8 +78,7 @@ double Env::Add(Tensor tensor) {
     index = static_cast<uint32_t>(slots_.size());
     slots_.emplace_back();
   }
-  tensor.storage->AddOwner();
-  held_bytes_ += tensor.storage->bytes();
+  if (tensor.storage->AddOwner()) held_bytes_ += tensor.storage->bytes();
   ++live_tensors_;
   Slot& slot = slots_[index];
   slot.tensor = std::move(tensor);
@@ -78,7 +86,7 @@ double Env::Add(Tensor tensor) {
 }
 
 Tensor* Env::Find(double handle) {
-  if (!(handle > 0)) return nullptr;
+  if (!(handle > 0 && handle < 9007199254740992.0)) return nullptr;
   const auto generation = static_cast<uint32_t>(handle / kGeneration);
   const auto index = static_cast<size_t>(handle - generation * kGeneration);
   if (index >= slots_.size()) return nullptr;
@@ -91,8 +99,8 @@ bool Env::Remove(double handle) {
   if (tensor == nullptr) return false;
   const auto index = static_cast<uint32_t>(handle - std::floor(handle / kGeneration) * kGeneration);
   Slot& slot = slots_[index];
-  held_bytes_ -= tensor->storage->bytes();
-  tensor->storage->DropOwner();
+  const int64_t bytes = tensor->storage->bytes();
+  if (tensor->storage->DropOwner()) held_bytes_ -= bytes;
   slot.tensor = {};
   slot.generation = slot.generation == kMaxGeneration ? 1 : slot.generation + 1;
   slot.next_free = free_slot_;
@@ -102,15 +110,15 @@ bool Env::Remove(double handle) {
 }
 
 std::shared_ptr<Stream> Env::FindStream(double id) const {
-  const auto index = static_cast<size_t>(id);
-  return id >= 0 && index < streams_.size() && streams_[index].open ? streams_[index].stream
-                                                                    : nullptr;
+  if (!(id >= 0 && id < static_cast<double>(streams_.size()))) return nullptr;
+  const StreamSlot& slot = streams_[static_cast<size_t>(id)];
+  return slot.open ? slot.stream : nullptr;
 }
 
 double Env::AddStream() {
   for (size_t i = 0; i < streams_.size(); ++i) {
     StreamSlot& slot = streams_[i];
-    if (!slot.open && slot.stream->completed() == slot.stream->enqueued()) {
+    if (!slot.open && slot.stream.use_count() == 1) {  // no tensor, event or thread has it
       slot = {Stream::New(), true};
       return static_cast<double>(i);
     }
@@ -129,6 +137,7 @@ bool Env::RemoveStream(double id) {
 
 double Env::AddEvent(Event event) {
   if (free_events_.empty()) {
+    free_events_.reserve(events_.capacity() + 1);  // so that RemoveEvent cannot fail
     events_.push_back(std::move(event));
     return static_cast<double>(events_.size() - 1);
   }
@@ -139,8 +148,9 @@ double Env::AddEvent(Event event) {
 }
 
 const Event* Env::FindEvent(double id) const {
-  const auto index = static_cast<size_t>(id);
-  return id >= 0 && index < events_.size() && events_[index].stream ? &events_[index] : nullptr;
+  if (!(id >= 0 && id < static_cast<double>(events_.size()))) return nullptr;
+  const Event& event = events_[static_cast<size_t>(id)];
+  return event.stream ? &event : nullptr;
 }
 
 void Env::RemoveEvent(double id) {
@@ -161,10 +171,10 @@ void Env::CallJs(napi_env env, napi_value, void* context, void*) {
   for (auto settlement = self->mailbox_->Take(); settlement != nullptr;
        settlement = std::move(settlement->next)) {
     if (--self->waiting_ == 0) napi_unref_threadsafe_function(env, self->wake_);
-    const Failure* failure = settlement->storage ? settlement->storage->failure() : nullptr;
     try {
       Napi::HandleScope each(env);
       Napi::Value error = Napi::Env(env).Undefined();
+      const Failure* failure = settlement->outcome.failure;
       if (failure != nullptr) error = ErrorOf(env, *failure);
       self->on_settled.Call({Napi::Number::New(env, settlement->id), error});
     } catch (const Napi::Error&) {
@@ -181,14 +191,14 @@ void Env::ReportMemory() {
   reported_bytes_ = held_bytes_;
 }
 
-bool Fail(Env& env, const char* op, Status status) {
-  env.error = {std::move(status), op, 0};
+bool Fail(Env& env, Status status) {
+  env.error = {std::move(status), env.op, 0};
   return false;
 }
 
-std::shared_ptr<Stream> StreamOf(Env& env, const char* op, double id) {
+std::shared_ptr<Stream> StreamOf(Env& env, double id) {
   std::shared_ptr<Stream> stream = env.FindStream(id);
-  if (stream == nullptr) Fail(env, op, {Code::kDisposed, "stream", "was disposed", {}});
+  if (stream == nullptr) Fail(env, {Code::kDisposed, "stream", "was disposed", {}});
   return stream;
 }
 

@@ -19,17 +19,28 @@ namespace varlen::addon {
 inline constexpr int kArgSlots = 128;
 inline constexpr int kResultSlots = 128;
 
+// How a read went.
+struct Outcome {
+  StorageRef storage;  // keeps the failure that `failure` may point to
+  Failure own;         // of the read itself, which leaves the tensor as it is
+  const Failure* failure = nullptr;
+
+  // To be called where the stream passes the read: what fails later is not its concern.
+  void Look() { failure = storage ? storage->failure() : nullptr; }
+};
+
 // A promise the JavaScript side waits to settle. Made with the call, so that settling allocates
 // nothing.
 struct Settlement {
   double id;
-  StorageRef storage;  // holds the failure, if the read met one
+  Outcome outcome;
   std::unique_ptr<Settlement> next;
 };
 
 // What outlives the environment: the queue of settlements that stream threads write.
 class Mailbox {
  public:
+  ~Mailbox();
   void Open(napi_threadsafe_function wake) { wake_ = wake; }
   void Post(std::unique_ptr<Settlement> settlement);
   // All that were posted since the last call, oldest first.
@@ -58,13 +69,15 @@ class Env {
   static Env* Of(napi_env env);
 
   // Tensors by handle: slot + generation * 2^28, never 0. A stale handle finds nothing.
+  // After Reserve(n) the next n Adds cannot fail: call it before what cannot be undone.
+  void Reserve(size_t count);
   double Add(Tensor tensor);
   Tensor* Find(double handle);
   bool Remove(double handle);
   int64_t live_tensors() const { return live_tensors_; }
 
   // Streams and events by small number; stream 0 is the device's own. A removed stream runs what it
-  // has queued, and is still closed with the environment.
+  // has queued; it is closed with the environment as long as anything can still reach it.
   std::shared_ptr<Stream> FindStream(double id) const;
   double AddStream();
   bool RemoveStream(double id);
@@ -80,7 +93,8 @@ class Env {
 
   double* args = nullptr;
   double* result = nullptr;
-  Failure error;  // of the call that last failed
+  const char* op = "";  // of the call in progress, as errors name it
+  Failure error;        // of the call that last failed
   Napi::FunctionReference on_settled;
 
  private:
@@ -111,11 +125,11 @@ class Env {
   int64_t reported_bytes_ = 0;
 };
 
-// Notes why a call failed; always false.
-bool Fail(Env& env, const char* op, Status status);
+// Notes why the call in progress failed; always false.
+bool Fail(Env& env, Status status);
 
 // The stream of that number; notes the failure and returns none when it was disposed.
-std::shared_ptr<Stream> StreamOf(Env& env, const char* op, double id);
+std::shared_ptr<Stream> StreamOf(Env& env, double id);
 
 // What src/native/binding.ts makes a VarlenError of: { code, op, call, argument, message, details
 // }.

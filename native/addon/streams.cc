@@ -25,26 +25,15 @@ class MarkTask final : public Task {
   bool touches_environment() const override { return settlement_ != nullptr; }
   void Run(uint64_t) override {
     if (time_ms_ != nullptr) time_ms_->store(NowMs());
-    if (settlement_ != nullptr) mailbox_->Post(std::move(settlement_));
+    if (settlement_ == nullptr) return;
+    settlement_->outcome.Look();
+    mailbox_->Post(std::move(settlement_));
   }
 
  private:
   std::shared_ptr<std::atomic<double>> time_ms_;
   std::unique_ptr<Settlement> settlement_;
   std::shared_ptr<Mailbox> mailbox_;
-};
-
-// Holds its stream until another one has passed an event.
-class WaitTask final : public Task {
- public:
-  WaitTask(std::shared_ptr<Stream> waiting, Event event)
-      : waiting_(std::move(waiting)), event_(std::move(event)) {}
-
-  void Run(uint64_t) override { event_.stream->WaitFor(event_.ticket, &waiting_->closed()); }
-
- private:
-  std::shared_ptr<Stream> waiting_;
-  Event event_;
 };
 
 // result: the stream's id.
@@ -61,36 +50,39 @@ bool DisposeStream(Env& env, const Arguments&) {
 
 // args: stream. result: the event's id.
 bool Record(Env& env, const Arguments&) {
-  const auto stream = StreamOf(env, "Stream.record", env.args[0]);
+  const auto stream = StreamOf(env, env.args[0]);
   if (stream == nullptr) return false;
   auto time = std::make_shared<std::atomic<double>>(std::numeric_limits<double>::quiet_NaN());
   uint64_t ticket = 0;
   Status status = stream->Enqueue(std::make_unique<MarkTask>(time, nullptr, nullptr), &ticket);
-  if (!status.ok()) return Fail(env, "Stream.record", std::move(status));
+  if (!status.ok()) return Fail(env, std::move(status));
   env.result[0] = env.AddEvent({stream, ticket, std::move(time)});
   return true;
 }
 
 // args: stream, event.
 bool Wait(Env& env, const Arguments&) {
-  const auto stream = StreamOf(env, "Stream.wait", env.args[0]);
+  const auto stream = StreamOf(env, env.args[0]);
   if (stream == nullptr) return false;
   const Event* event = env.FindEvent(env.args[1]);
-  if (event == nullptr || event->stream == stream) return true;  // its own order already holds
-  uint64_t ticket = 0;
-  Status status = stream->Enqueue(std::make_unique<WaitTask>(stream, *event), &ticket);
-  return status.ok() || Fail(env, "Stream.wait", std::move(status));
+  if (event == nullptr) return true;
+  Status status = stream->After(event->stream, event->ticket);
+  return status.ok() || Fail(env, std::move(status));
 }
 
-// args: stream, id. Env::on_settled(id) is called when the stream has done what it has now.
+// args: stream, id, event or -1, tensor or 0. Env::on_settled(id) is called when the stream, or the
+// event's, has done what it has now, with the failure of the tensor at that time.
 bool Notify(Env& env, const Arguments&) {
-  const auto stream = StreamOf(env, "Stream.synchronize", env.args[0]);
+  const Event* event = env.FindEvent(env.args[2]);
+  const auto stream = event != nullptr ? event->stream : StreamOf(env, env.args[0]);
   if (stream == nullptr) return false;
   std::unique_ptr<Settlement> settlement(new Settlement{env.args[1], {}, nullptr});
+  const Tensor* tensor = env.Find(env.args[3]);
+  if (tensor != nullptr) settlement->outcome.storage = tensor->storage;
   uint64_t ticket = 0;
   Status status = stream->Enqueue(
       std::make_unique<MarkTask>(nullptr, std::move(settlement), env.mailbox()), &ticket);
-  if (!status.ok()) return Fail(env, "Stream.synchronize", std::move(status));
+  if (!status.ok()) return Fail(env, std::move(status));
   env.BeginWait();
   return true;
 }
@@ -112,13 +104,13 @@ bool ReleaseEvent(Env& env, const Arguments&) {
 }  // namespace
 
 void BindStreams(Napi::Env env, Napi::Object exports) {
-  Bind<NewStream>(env, exports, "newStream");
-  Bind<DisposeStream>(env, exports, "disposeStream");
-  Bind<Record>(env, exports, "record");
-  Bind<Wait>(env, exports, "wait");
-  Bind<Notify>(env, exports, "notify");
-  Bind<EventTime>(env, exports, "eventTime");
-  Bind<ReleaseEvent>(env, exports, "releaseEvent");
+  Bind<NewStream>(env, exports, "newStream", "Stream");
+  Bind<DisposeStream>(env, exports, "disposeStream", "Stream.dispose");
+  Bind<Record>(env, exports, "record", "Stream.record");
+  Bind<Wait>(env, exports, "wait", "Stream.wait");
+  Bind<Notify>(env, exports, "notify", "Stream.synchronize");
+  Bind<EventTime>(env, exports, "eventTime", "Event.ready");
+  Bind<ReleaseEvent>(env, exports, "releaseEvent", "Event");
 }
 
 }  // namespace varlen::addon

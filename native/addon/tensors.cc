@@ -1,5 +1,6 @@
+#include <algorithm>
+#include <array>
 #include <cstring>
-#include <limits>
 
 #include "addon/bind.h"
 #include "addon/entry.h"
@@ -11,92 +12,111 @@
 namespace varlen::addon {
 namespace {
 
+constexpr double kMaxBytes = 9007199254740991.0;  // what a JavaScript number counts exactly
+
 bool Publish(Env& env, const Tensor& tensor) {
   WriteResult(env, 0, tensor);
   env.ReportMemory();
   return true;
 }
 
-const Tensor* FindTensor(Env& env, const char* op, const char* argument, double handle) {
+const Tensor* FindTensor(Env& env, const char* argument, double handle) {
   const Tensor* tensor = env.Find(handle);
-  if (tensor == nullptr) Fail(env, op, {Code::kDisposed, argument, "was disposed", {}});
+  if (tensor == nullptr) Fail(env, {Code::kDisposed, argument, "was disposed", {}});
   return tensor;
 }
 
-// Reads rank and dimensions at args[slot]. False when the bytes do not fit in 53 bits.
+// Reads rank and dimensions at args[slot]. False when they are none, or when the bytes do not fit
+// in 53 bits; dimensions of 0 do not excuse the others, whose product must stay a number.
 bool ReadShape(const double* args, Tensor& tensor) {
+  if (!(args[0] >= 0 && args[0] <= kMaxRank)) return false;
   tensor.rank = static_cast<int>(args[0]);
-  double elements = 1;
+  double bytes = static_cast<double>(SizeOf(tensor.dtype));
   for (int i = 0; i < tensor.rank; ++i) {
-    tensor.shape[i] = static_cast<int64_t>(args[1 + i]);
-    elements *= args[1 + i];
+    const double size = args[1 + i];
+    if (!(size >= 0 && (bytes *= std::max(size, 1.0)) <= kMaxBytes)) return false;
+    tensor.shape[i] = static_cast<int64_t>(size);
   }
   tensor.SetContiguousStrides();
-  return elements * static_cast<double>(SizeOf(tensor.dtype)) <= 9007199254740991.0;
+  return true;
+}
+
+bool FailShape(Env& env) {
+  return Fail(env, {Code::kOverflow, "shape", "has more than 2^53 bytes", {}});
+}
+
+// The memory of a typed array, if `value` is one with `size` elements of `element_bytes` each.
+// Fails for a detached buffer too, whose length is 0 and whose memory is gone.
+bool ReadTypedArray(const Arguments& arguments, int64_t size, int64_t element_bytes, void** data) {
+  constexpr std::array<int64_t, 12> kBytes{1, 1, 1, 2, 2, 4, 4, 4, 8, 8, 8, 2};
+  napi_typedarray_type type;
+  size_t length = 0;
+  napi_value buffer;
+  bool detached = false;
+  return arguments.count == 1 &&
+         napi_get_typedarray_info(arguments.env, arguments.values[0], &type, &length, data, &buffer,
+                                  nullptr) == napi_ok &&
+         static_cast<size_t>(type) < kBytes.size() && kBytes[type] == element_bytes &&
+         static_cast<int64_t>(length) == size &&
+         (napi_is_detached_arraybuffer(arguments.env, buffer, &detached), !detached);
 }
 
 // args: stream, dtype, rank, dimensions. arguments: the source array, or nothing.
 bool Create(Env& env, const Arguments& arguments) {
-  constexpr const char* kOp = "Tensor.from";
-  const auto stream = StreamOf(env, kOp, env.args[0]);
+  const auto stream = StreamOf(env, env.args[0]);
   if (stream == nullptr) return false;
   Tensor tensor;
   tensor.dtype = static_cast<DType>(env.args[1]);
-  if (!ReadShape(env.args + 2, tensor)) {
-    return Fail(env, kOp, {Code::kOverflow, "shape", "has more than 2^53 bytes", {}});
-  }
-  const int64_t bytes = tensor.size() * SizeOf(tensor.dtype);
+  if (!ReadShape(env.args + 2, tensor)) return FailShape(env);
+  const int64_t element = SizeOf(tensor.dtype), size = tensor.size();
+  const bool filled = arguments.count > 0;
   void* source = nullptr;
-  if (arguments.count > 0) {
-    size_t length = 0;
-    napi_value buffer;
-    if (napi_get_typedarray_info(arguments.env, arguments.values[0], nullptr, &length, &source,
-                                 &buffer, nullptr) != napi_ok) {
-      return Fail(env, kOp, {Code::kType, "data", "is not a typed array", {}});
-    }
-    bool detached = false;
-    napi_is_detached_arraybuffer(arguments.env, buffer, &detached);
-    // Between the check in TypeScript and here nothing runs, so a mismatch means a detached buffer.
-    if (detached || static_cast<int64_t>(length) != tensor.size()) {
-      return Fail(env, kOp, {Code::kBuffer, "data", "has a detached buffer", {}});
-    }
+  if (filled && !ReadTypedArray(arguments, size, element, &source)) {
+    // TypeScript checked this before it read options, whose getters are the caller's code.
+    return Fail(env, {Code::kBuffer, "data", "changed while it was read, or is detached", {}});
   }
-  const auto writer = source == nullptr ? Cache::Writer::kStream : Cache::Writer::kHost;
-  Status status = stream->Allocate(bytes, writer, &tensor.storage);
-  if (!status.ok()) return Fail(env, kOp, std::move(status));
-  if (source != nullptr && bytes > 0) {
-    std::memcpy(tensor.storage->data(), source, static_cast<size_t>(bytes));
+  const auto writer = filled ? Cache::Writer::kHost : Cache::Writer::kStream;
+  Status status = stream->Allocate(size * element, writer, &tensor.storage);
+  if (!status.ok()) return Fail(env, std::move(status));
+  if (filled && size > 0) {
+    std::memcpy(tensor.storage->data(), source, static_cast<size_t>(size * element));
   }
   return Publish(env, tensor);
 }
 
-// args: stream, handle, rank, dimensions.
+// args: -, handle, rank, dimensions.
 bool View(Env& env, const Arguments&) {
-  const Tensor* tensor = FindTensor(env, "Tensor.view", "this", env.args[1]);
+  const Tensor* tensor = FindTensor(env, "this", env.args[1]);
   if (tensor == nullptr) return false;
   if (!tensor->contiguous()) {
-    return Fail(env, "Tensor.view",
-                Invalid(Code::kLayout, "this", "cannot be seen in another shape",
-                        "a strided tensor", "a contiguous tensor"));
+    return Fail(env, Invalid(Code::kLayout, "this", "cannot be seen in another shape",
+                             "a strided tensor", "a contiguous tensor"));
   }
   Tensor view = *tensor;
-  if (!ReadShape(env.args + 2, view) || view.size() != tensor->size()) {
-    return Fail(env, "Tensor.view",
-                Invalid(Code::kShape, "shape", "must keep the number of elements",
-                        std::to_string(view.size()), std::to_string(tensor->size())));
+  if (!ReadShape(env.args + 2, view)) return FailShape(env);
+  if (view.size() != tensor->size()) {
+    return Fail(env, Invalid(Code::kShape, "shape", "must keep the number of elements",
+                             std::to_string(view.size()), std::to_string(tensor->size())));
   }
   return Publish(env, view);
 }
 
-// args: stream, handle, dimension, start, end; bounds were checked against the shape in TypeScript.
+// args: -, handle, dimension, start, end.
 bool Slice(Env& env, const Arguments&) {
-  const Tensor* tensor = FindTensor(env, "Tensor.slice", "this", env.args[1]);
+  const Tensor* tensor = FindTensor(env, "this", env.args[1]);
   if (tensor == nullptr) return false;
+  const double dim = env.args[2], start = env.args[3], end = env.args[4];
+  // TypeScript words these errors better; here they keep reads inside the memory.
+  if (!(dim >= 0 && dim < tensor->rank)) {
+    return Fail(env, {Code::kRange, "dim", "is out of range", {}});
+  }
+  const auto d = static_cast<size_t>(dim);
+  if (!(start >= 0 && start <= end && end <= static_cast<double>(tensor->shape[d]))) {
+    return Fail(env, {Code::kRange, "end", "is out of range", {}});
+  }
   Tensor view = *tensor;
-  const int dim = static_cast<int>(env.args[2]);
-  const auto start = static_cast<int64_t>(env.args[3]);
-  view.offset += start * view.strides[dim];
-  view.shape[dim] = static_cast<int64_t>(env.args[4]) - start;
+  view.offset += static_cast<int64_t>(start) * view.strides[d];
+  view.shape[d] = static_cast<int64_t>(end) - static_cast<int64_t>(start);
   return Publish(env, view);
 }
 
@@ -107,63 +127,79 @@ bool Release(Env& env, const Arguments&) {
   return true;
 }
 
+// The stream of that number, or the one that wrote the tensor last.
+std::shared_ptr<Stream> StreamFor(Env& env, double id, const Tensor& tensor) {
+  return id == kWriterStream ? tensor.storage->writer() : StreamOf(env, id);
+}
+
 template <class Op>
-bool EnqueueOn(Env& env, Stream& stream, Op op) {
+bool EnqueueOn(Env& env, const std::shared_ptr<Stream>& stream, Op op) {
+  const StorageRef target = op.dst.storage;
   for (const Tensor* tensor : {&op.src, &op.dst}) {
-    if (tensor->storage->home() != stream.cache()) tensor->storage->MarkShared();
+    if (Status status = stream->Use(*tensor->storage.get()); !status.ok()) {
+      return Fail(env, std::move(status));
+    }
   }
+  env.Reserve(1);
   uint64_t ticket = 0;
-  Status status = stream.Enqueue(std::make_unique<OpTask<Op>>(std::move(op)), &ticket);
-  if (!status.ok()) return Fail(env, Op::kName, std::move(status));
+  Status status = stream->Enqueue(std::make_unique<OpTask<Op>>(std::move(op)), &ticket);
+  if (!status.ok()) return Fail(env, std::move(status));
+  target->WrittenBy(stream, ticket);
   return true;
 }
 
-// args: stream, handle, dtype. A contiguous copy in another (or the same) element type.
+// args: stream or -1, handle, dtype. A contiguous copy in another (or the same) element type.
 bool Convert(Env& env, const Arguments&) {
-  const auto stream = StreamOf(env, Copy::kName, env.args[0]);
-  const Tensor* source =
-      stream == nullptr ? nullptr : FindTensor(env, Copy::kName, "this", env.args[1]);
-  if (source == nullptr) return false;
+  const Tensor* source = FindTensor(env, "this", env.args[1]);
+  const auto stream = source == nullptr ? nullptr : StreamFor(env, env.args[0], *source);
+  if (stream == nullptr) return false;
   Tensor target = *source;
   target.offset = 0;
   target.dtype = static_cast<DType>(env.args[2]);
   target.SetContiguousStrides();
   Status status = stream->Allocate(target.size() * SizeOf(target.dtype), Cache::Writer::kStream,
                                    &target.storage);
-  if (!status.ok()) return Fail(env, Copy::kName, std::move(status));
-  return EnqueueOn(env, *stream, Copy{*source, target}) && Publish(env, target);
+  if (!status.ok()) return Fail(env, std::move(status));
+  return EnqueueOn(env, stream, Copy{*source, target}) && Publish(env, target);
 }
 
-// args: stream, target, source. target += source.
+// args: stream or -1, target, source. target += source.
 bool AccumulateInto(Env& env, const Arguments&) {
-  constexpr const char* kOp = Accumulate::kName;
-  const auto stream = StreamOf(env, kOp, env.args[0]);
+  const Tensor* target = FindTensor(env, "grad", env.args[1]);
+  const Tensor* source = target == nullptr ? nullptr : FindTensor(env, "gradient", env.args[2]);
+  const auto stream = source == nullptr ? nullptr : StreamFor(env, env.args[0], *target);
   if (stream == nullptr) return false;
-  const Tensor* target = FindTensor(env, kOp, "grad", env.args[1]);
-  const Tensor* source =
-      target == nullptr ? nullptr : FindTensor(env, kOp, "gradient", env.args[2]);
-  if (source == nullptr) return false;
   if (target->rank != source->rank || target->shape != source->shape) {
-    return Fail(env, kOp, {Code::kShape, "gradient", "differs in shape from the tensor", {}});
+    return Fail(env, {Code::kShape, "gradient", "differs in shape from the sum", {}});
   }
-  return EnqueueOn(env, *stream, Accumulate{*source, *target});
+  if (!target->contiguous() || (BitOf(target->dtype) & kFloats.allowed) == 0) {
+    return Fail(env, Invalid(Code::kDType, "grad", "cannot hold a sum of gradients",
+                             NameOf(target->dtype), "a contiguous float32 tensor"));
+  }
+  return EnqueueOn(env, stream, Accumulate{*source, *target});
 }
 
 // Copies a tensor into JavaScript memory, in stream order.
 class ReadTask final : public Task {
  public:
-  ReadTask(Tensor tensor, void* target, std::unique_ptr<Settlement> settlement,
+  // Tells `outcome` how it went; a `settlement` is posted then and holds that outcome.
+  ReadTask(Tensor tensor, void* target, Outcome* outcome, std::unique_ptr<Settlement> settlement,
            std::shared_ptr<Mailbox> mailbox)
       : tensor_(std::move(tensor)),
         target_(static_cast<std::byte*>(target)),
+        outcome_(outcome),
         settlement_(std::move(settlement)),
         mailbox_(std::move(mailbox)) {}
 
   bool touches_environment() const override { return true; }
   void Run(uint64_t ticket) override {
-    if (tensor_.storage->failure() == nullptr) {
-      Status status = CopyOut(tensor_, target_);
-      if (!status.ok()) tensor_.storage->Fail({std::move(status), "Tensor.data", ticket});
+    outcome_->Look();
+    if (outcome_->failure == nullptr) {
+      Status status = Guarded([&] { return CopyOut(tensor_, target_); });
+      if (!status.ok()) {
+        outcome_->own = {std::move(status), "Tensor.data", ticket};
+        outcome_->failure = &outcome_->own;
+      }
     }
     if (settlement_ != nullptr) mailbox_->Post(std::move(settlement_));
   }
@@ -171,42 +207,46 @@ class ReadTask final : public Task {
  private:
   Tensor tensor_;
   std::byte* target_;
+  Outcome* outcome_;
   std::unique_ptr<Settlement> settlement_;  // none when the caller waits for the ticket
   std::shared_ptr<Mailbox> mailbox_;
 };
 
-// args: stream, handle, id. arguments: a typed array of the tensor's type and size.
+// args: -, handle, id. arguments: a typed array of the tensor's type and size.
 // id >= 0: Env::on_settled is called with it later. id < 0: waits.
+//
+// Reads on the stream that wrote the tensor, after whatever else that one has to do.
 bool Read(Env& env, const Arguments& arguments) {
-  constexpr const char* kOp = "Tensor.data";
-  const auto stream = StreamOf(env, kOp, env.args[0]);
-  const Tensor* tensor = stream == nullptr ? nullptr : FindTensor(env, kOp, "this", env.args[1]);
-  if (tensor == nullptr) return false;
-  void* target = nullptr;
-  size_t length = 0;
-  if (arguments.count != 1 ||
-      napi_get_typedarray_info(arguments.env, arguments.values[0], nullptr, &length, &target,
-                               nullptr, nullptr) != napi_ok ||
-      static_cast<int64_t>(length) != tensor->size()) {
-    return Fail(env, kOp, {Code::kBuffer, "target", "does not fit the tensor", {}});
-  }
-  if (tensor->storage->home() != stream->cache()) tensor->storage->MarkShared();
-  const StorageRef storage = tensor->storage;
   const double id = env.args[2];
   const bool wait = id < 0;
+  if (wait) env.op = "Tensor.dataSync";
+  const Tensor* tensor = FindTensor(env, "this", env.args[1]);
+  if (tensor == nullptr) return false;
+  void* target = nullptr;
+  if (!ReadTypedArray(arguments, tensor->size(), SizeOf(tensor->dtype), &target)) {
+    return Fail(env, {Code::kBuffer, "target", "does not fit the tensor", {}});
+  }
+  const std::shared_ptr<Stream> stream = tensor->storage->writer();
+  Outcome waited;
   std::unique_ptr<Settlement> settlement;
-  if (!wait) settlement.reset(new Settlement{id, storage, nullptr});
+  if (!wait) settlement.reset(new Settlement{id, {}, nullptr});
+  Outcome* outcome = wait ? &waited : &settlement->outcome;
+  outcome->storage = tensor->storage;
+  Status status = stream->Use(*tensor->storage.get());
   uint64_t ticket = 0;
-  Status status = stream->Enqueue(
-      std::make_unique<ReadTask>(*tensor, target, std::move(settlement), env.mailbox()), &ticket);
-  if (!status.ok()) return Fail(env, kOp, std::move(status));
+  if (status.ok()) {
+    status = stream->Enqueue(
+        std::make_unique<ReadTask>(*tensor, target, outcome, std::move(settlement), env.mailbox()),
+        &ticket);
+  }
+  if (!status.ok()) return Fail(env, std::move(status));
   if (!wait) {
     env.BeginWait();
     return true;
   }
   stream->WaitFor(ticket);
-  if (storage->failure() == nullptr) return true;
-  env.error = *storage->failure();
+  if (waited.failure == nullptr) return true;
+  env.error = *waited.failure;
   return false;
 }
 
@@ -223,14 +263,14 @@ bool Memory(Env& env, const Arguments&) {
 }  // namespace
 
 void BindTensors(Napi::Env env, Napi::Object exports) {
-  Bind<Create>(env, exports, "create");
-  Bind<View>(env, exports, "view");
-  Bind<Slice>(env, exports, "slice");
-  Bind<Release>(env, exports, "release");
-  Bind<Convert>(env, exports, "convert");
-  Bind<AccumulateInto>(env, exports, "accumulate");
-  Bind<Read>(env, exports, "read");
-  Bind<Memory>(env, exports, "memory");
+  Bind<Create>(env, exports, "create", "Tensor.from");
+  Bind<View>(env, exports, "view", "Tensor.view");
+  Bind<Slice>(env, exports, "slice", "Tensor.slice");
+  Bind<Release>(env, exports, "release", "Tensor.dispose");
+  Bind<Convert>(env, exports, "convert", "Tensor.to");
+  Bind<AccumulateInto>(env, exports, "accumulate", "Tensor.backward");
+  Bind<Read>(env, exports, "read", "Tensor.data");
+  Bind<Memory>(env, exports, "memory", "memoryStats");
 }
 
 }  // namespace varlen::addon

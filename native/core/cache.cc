@@ -21,16 +21,17 @@ void CountAllocated(int64_t bytes) {
   }
 }
 
-// Eight classes per octave: at most 12.5 % of a block is unused, and equal tensors share blocks.
-int64_t SizeClass(int64_t bytes) {
-  if (bytes <= kAlignment) return kAlignment;
-  const int log2 = std::bit_width(static_cast<uint64_t>(bytes - 1)) - 1;
-  const int64_t step = std::max(int64_t{1} << log2 >> 3, kAlignment);
-  return (bytes + step - 1) / step * step;
+Status Exhausted(int64_t bytes) {
+  const SystemMemory system = GetSystemMemory();
+  return {Code::kOutOfMemory,
+          "",
+          "host memory is exhausted; got a request of " + std::to_string(bytes) +
+              " bytes, expected one that fits beside the " + std::to_string(g_reserved.load()) +
+              " bytes already reserved",
+          {{"requestedBytes", static_cast<double>(bytes)},
+           {"freeBytes", static_cast<double>(system.free_bytes)},
+           {"totalBytes", static_cast<double>(system.total_bytes)}}};
 }
-
-// Free memory beyond this and beyond what is in use goes back to the system.
-constexpr int64_t kKeepBytes = int64_t{256} << 20;
 
 }  // namespace
 
@@ -39,11 +40,18 @@ MemoryStats GetMemoryStats() {
           g_peak.load(std::memory_order_relaxed)};
 }
 
+int64_t Cache::SizeClass(int64_t bytes) {
+  if (bytes <= kAlignment) return kAlignment;
+  const int log2 = std::bit_width(static_cast<uint64_t>(bytes - 1)) - 1;
+  const int64_t step = std::max(int64_t{1} << log2 >> 3, kAlignment);
+  return (bytes + step - 1) / step * step;
+}
+
 Cache::~Cache() {
-  for (auto& [size, blocks] : free_) {
-    for (Block& block : blocks) {
+  for (auto& [size, list] : sizes_) {
+    for (Block& block : list.free) {
       FreeAligned(block.data);
-      g_reserved.fetch_sub(block.bytes, std::memory_order_relaxed);
+      g_reserved.fetch_sub(size, std::memory_order_relaxed);
     }
   }
 }
@@ -52,46 +60,53 @@ void Cache::Unref() {
   if (refs_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
 }
 
+// The latest suitable block, because it is the warmest, or none.
+std::byte* Cache::TakeFree(int64_t size, Writer writer) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<Block>& blocks = sizes_[size].free;
+  const uint64_t completed = progress_->completed.load(std::memory_order_acquire);
+  for (size_t i = blocks.size(); i-- > 0;) {
+    if (writer == Writer::kHost && blocks[i].ticket > completed) continue;
+    std::byte* data = blocks[i].data;
+    blocks.erase(blocks.begin() + static_cast<std::ptrdiff_t>(i));
+    free_bytes_ -= size;
+    return data;
+  }
+  return nullptr;
+}
+
+// A block from the system, or none.
+std::byte* Cache::TakeNew(int64_t size) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  SizeList& list = sizes_[size];
+  if (list.free.capacity() <= list.existing) list.free.reserve(2 * list.existing + 1);
+  auto* data = static_cast<std::byte*>(AllocateAligned(size));
+  if (data == nullptr) return nullptr;
+  ++list.existing;
+  g_reserved.fetch_add(size, std::memory_order_relaxed);
+  return data;
+}
+
+void Cache::GiveBack(std::byte* data, int64_t size) noexcept {
+  std::lock_guard<std::mutex> lock(mutex_);
+  sizes_.find(size)->second.free.push_back(
+      {data, progress_->enqueued.load(std::memory_order_acquire)});
+  free_bytes_ += size;
+}
+
 Status Cache::Allocate(int64_t bytes, Writer writer, StorageRef* storage) {
   const int64_t size = SizeClass(bytes);
-  std::byte* data = nullptr;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    std::vector<Block>& blocks = free_[size];
-    const uint64_t completed = progress_->completed.load(std::memory_order_acquire);
-    for (size_t i = blocks.size(); i-- > 0 && data == nullptr;) {  // the latest is the warmest
-      if (writer == Writer::kHost && blocks[i].ticket > completed) continue;
-      data = blocks[i].data;
-      blocks.erase(blocks.begin() + static_cast<std::ptrdiff_t>(i));
-      free_bytes_ -= size;
-    }
-  }
+  std::byte* data = TakeFree(size, writer);
+  if (data == nullptr) data = TakeNew(size);
   if (data == nullptr) {
-    data = static_cast<std::byte*>(AllocateAligned(size));
-    if (data == nullptr) {
-      Trim(0);
-      data = static_cast<std::byte*>(AllocateAligned(size));
-    }
-    if (data == nullptr) {
-      Status status{Code::kOutOfMemory,
-                    "",
-                    "host memory is exhausted; got a request of " + std::to_string(bytes) +
-                        " bytes, expected one that fits beside the " +
-                        std::to_string(g_reserved.load()) + " bytes already reserved",
-                    {}};
-      const SystemMemory system = GetSystemMemory();
-      status.details = {{"requestedBytes", static_cast<double>(bytes)},
-                        {"freeBytes", static_cast<double>(system.free_bytes)},
-                        {"totalBytes", static_cast<double>(system.total_bytes)}};
-      return status;
-    }
-    g_reserved.fetch_add(size, std::memory_order_relaxed);
+    Trim(0);
+    data = TakeNew(size);
   }
+  if (data == nullptr) return Exhausted(bytes);
   try {
     *storage = StorageRef(new Storage(data, size, &Cache::Release, this));
   } catch (const std::bad_alloc&) {
-    FreeAligned(data);
-    g_reserved.fetch_sub(size, std::memory_order_relaxed);
+    GiveBack(data, size);
     throw;
   }
   refs_.fetch_add(1, std::memory_order_relaxed);
@@ -99,34 +114,38 @@ Status Cache::Allocate(int64_t bytes, Writer writer, StorageRef* storage) {
   return {};
 }
 
+uint64_t Cache::WaitBeforeHostWrite(int64_t bytes) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (free_bytes_ <= kKeepBytes) return 0;
+  const int64_t wanted = SizeClass(bytes);
+  uint64_t of_size = 0, of_any = UINT64_MAX;
+  for (const auto& [size, list] : sizes_) {
+    for (const Block& block : list.free) {
+      of_any = std::min(of_any, block.ticket);
+      if (size == wanted) of_size = of_size == 0 ? block.ticket : std::min(of_size, block.ticket);
+    }
+  }
+  return of_size != 0 ? of_size : of_any;
+}
+
 void Cache::Release(void* context, Storage& storage) {
   Cache* cache = static_cast<Cache*>(context);
   CountAllocated(-storage.bytes());
-  bool crowded = false;
-  try {
-    std::lock_guard<std::mutex> lock(cache->mutex_);
-    cache->free_[storage.bytes()].push_back(
-        {storage.data(), storage.bytes(),
-         cache->progress_->enqueued.load(std::memory_order_acquire)});
-    cache->free_bytes_ += storage.bytes();
-    crowded = cache->free_bytes_ > kKeepBytes + g_allocated.load(std::memory_order_relaxed);
-  } catch (const std::bad_alloc&) {
-    // No memory for the list entry. Freeing now could pull the block from under a queued op, so it
-    // stays reserved: a block lost beats a crash.
-  }
-  if (crowded) cache->Trim(kKeepBytes);
+  cache->GiveBack(storage.data(), storage.bytes());
+  cache->Trim(kKeepBytes + g_allocated.load(std::memory_order_relaxed));
   cache->Unref();
 }
 
 void Cache::Trim(int64_t keep) {
   const uint64_t completed = progress_->completed.load(std::memory_order_acquire);
   std::lock_guard<std::mutex> lock(mutex_);
-  for (auto it = free_.rbegin(); it != free_.rend() && free_bytes_ > keep; ++it) {
-    std::erase_if(it->second, [&](const Block& block) {
+  for (auto it = sizes_.rbegin(); it != sizes_.rend() && free_bytes_ > keep; ++it) {
+    const int64_t size = it->first;
+    it->second.existing -= std::erase_if(it->second.free, [&](const Block& block) {
       if (free_bytes_ <= keep || block.ticket > completed) return false;
       FreeAligned(block.data);
-      g_reserved.fetch_sub(block.bytes, std::memory_order_relaxed);
-      free_bytes_ -= block.bytes;
+      g_reserved.fetch_sub(size, std::memory_order_relaxed);
+      free_bytes_ -= size;
       return true;
     });
   }

@@ -34,6 +34,14 @@ class Cache {
     kHost,    // the calling thread, now: only a block no queued op still uses
   };
 
+  // Free memory beyond this and beyond what is in use goes back to the system. Free blocks that
+  // queued ops still use may hold as much before a host writer has to wait for one of them.
+  static constexpr int64_t kKeepBytes = int64_t{256} << 20;
+
+  // Bytes of the block that serves a request: eight classes per octave, so that at most 12.5 % is
+  // unused and equal tensors share blocks.
+  static int64_t SizeClass(int64_t bytes);
+
   static Cache* New(std::shared_ptr<const Progress> progress) {
     return new Cache(std::move(progress));
   }
@@ -43,24 +51,35 @@ class Cache {
   // Fails with ERR_VARLEN_OUT_OF_MEMORY; the caller may wait for the stream and try once more.
   Status Allocate(int64_t bytes, Writer writer, StorageRef* storage);
 
+  // The ticket to wait for before Allocate(bytes, kHost): the one after which a block of that size,
+  // or else some block, is idle. 0 while the free blocks do not hold much.
+  uint64_t WaitBeforeHostWrite(int64_t bytes);
+
   // Gives idle blocks back to the system, until at most `keep` free bytes are left.
   void Trim(int64_t keep);
 
  private:
   struct Block {
     std::byte* data;
-    int64_t bytes;
     uint64_t ticket;  // calls that may still touch it: those up to this number
+  };
+  // The blocks of one size. `free` has room for all of them, so that giving one back cannot fail.
+  struct SizeList {
+    std::vector<Block> free;
+    size_t existing = 0;
   };
 
   explicit Cache(std::shared_ptr<const Progress> progress) : progress_(std::move(progress)) {}
   ~Cache();
+  std::byte* TakeFree(int64_t size, Writer writer);
+  std::byte* TakeNew(int64_t size);
+  void GiveBack(std::byte* data, int64_t size) noexcept;
   static void Release(void* cache, Storage& storage);
   void Unref();
 
   const std::shared_ptr<const Progress> progress_;
   std::mutex mutex_;
-  std::map<int64_t, std::vector<Block>> free_;  // by size class, bytes
+  std::map<int64_t, SizeList> sizes_;  // by bytes of a block
   int64_t free_bytes_ = 0;
   std::atomic<int64_t> refs_{1};
 };

@@ -1,7 +1,11 @@
 #include "core/copy.h"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 
 #include "core/dispatch.h"
 #include "core/parallel.h"
@@ -13,14 +17,55 @@ namespace {
 // soon.
 constexpr int64_t kPiece = 65536;
 
+template <class T>
+constexpr bool kIsHalf = std::is_same_v<T, bfloat16> || std::is_same_v<T, half>;
+
+// A float32 that rounds to the 16-bit types as `value` itself does: where it is inexact its last
+// bit is set ("round to odd"), which keeps a second rounding from seeing a tie that is none.
+float RoundToOdd(double value) {
+  const float nearest = static_cast<float>(value);
+  uint32_t bits = std::bit_cast<uint32_t>(nearest);
+  if (nearest == value || std::isnan(value) || (bits & 1) != 0) return nearest;
+  bits += std::abs(nearest) > std::abs(value) ? -1 : 1;  // the odd neighbour on value's side
+  return std::bit_cast<float>(bits);
+}
+
+// The same for integers beyond 2^53, which no double holds: keeps 32 bits and whether any was lost.
+float RoundToOdd(int64_t value) {
+  const uint64_t magnitude = value < 0 ? 0 - static_cast<uint64_t>(value) : value;
+  const int lost = std::max(0, static_cast<int>(std::bit_width(magnitude)) - 32);
+  const uint64_t kept = magnitude >> lost;
+  const bool inexact = kept << lost != magnitude;
+  const float result = RoundToOdd(std::ldexp(static_cast<double>(kept | (inexact ? 1 : 0)), lost));
+  return value < 0 ? -result : result;
+}
+
+// Towards zero; what does not fit becomes the nearest bound, NaN becomes 0.
+template <class To, class From>
+To Truncate(From value) {
+  if (std::isnan(value)) return 0;
+  // The bounds as powers of two, which every float type holds.
+  const From end = std::ldexp(From{1}, std::numeric_limits<To>::digits);
+  if (value >= end) return std::numeric_limits<To>::max();
+  if (value <= (std::is_signed_v<To> ? -end : From{-1})) return std::numeric_limits<To>::min();
+  return static_cast<To>(value);
+}
+
 template <class To, class From>
 To Convert(From value) {
   if constexpr (std::is_same_v<To, From>) {
     return value;
-  } else if constexpr (std::is_same_v<To, bfloat16> || std::is_same_v<To, half>) {
-    return To(static_cast<float>(value));
-  } else if constexpr (std::is_same_v<From, bfloat16> || std::is_same_v<From, half>) {
-    return static_cast<To>(static_cast<float>(value));
+  } else if constexpr (kIsHalf<From>) {
+    return Convert<To>(static_cast<float>(value));
+  } else if constexpr (kIsHalf<To>) {
+    if constexpr (sizeof(From) == 8)
+      return To(RoundToOdd(value));
+    else if constexpr (std::is_integral_v<From>)
+      return To(RoundToOdd(int64_t{value}));
+    else
+      return To(value);
+  } else if constexpr (std::is_floating_point_v<From> && std::is_integral_v<To>) {
+    return Truncate<To>(value);
   } else {
     return static_cast<To>(value);
   }

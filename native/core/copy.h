@@ -7,8 +7,9 @@
 // Moving elements between layouts and element types: what Tensor itself needs, before any op.
 namespace varlen {
 
-// dst = src (converted to dst's dtype, round to nearest even), equal shapes, dst contiguous.
-// int64 and float64 narrow like a C cast; a float outside an integer's range is unspecified.
+// dst = src in dst's dtype; equal shapes, dst contiguous. To a float: rounds once, to nearest even.
+// From a float to an integer: towards zero, to the nearest bound when outside the range, NaN to 0.
+// From an integer to a smaller one: the low bits.
 struct Copy {
   static constexpr const char* kName = "Tensor.to";
   Tensor src;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstring>
+#include <exception>
 #include <new>
 #include <utility>
 
@@ -55,6 +56,22 @@ Status RunOp(const Op& op) {
   return Run(op);
 }
 
+// What `fn` returns; an exception on a stream's thread would end the process.
+template <class Fn>
+Status Guarded(const Fn& fn) noexcept {
+  try {
+    return fn();
+  } catch (const std::exception& error) {
+    try {
+      if (dynamic_cast<const std::bad_alloc*>(&error) == nullptr) {
+        return {Code::kUnsupported, "", error.what(), {}};  // a bug of ours
+      }
+    } catch (const std::bad_alloc&) {
+    }
+  }
+  return OutOfMemory();
+}
+
 template <class Op>
 class OpTask final : public Task {
  public:
@@ -67,13 +84,7 @@ class OpTask final : public Task {
     FindFailure inputs;
     op_.Visit(inputs);
     if (inputs.failure != nullptr) return Fail(*inputs.failure);
-    Status status;
-    try {
-      status = RunOp(op_);
-    } catch (const std::bad_alloc&) {
-      status.code = Code::kOutOfMemory;
-      status.message = "host memory is exhausted";
-    }
+    Status status = Guarded([&] { return RunOp(op_); });
     if (!status.ok()) Fail({std::move(status), Op::kName, ticket});
   }
 

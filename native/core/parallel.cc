@@ -7,6 +7,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -78,7 +79,9 @@ struct Region {
   const std::atomic<bool>* cancel;
   int max_workers;
   std::atomic<int64_t> next{0};
-  std::atomic<bool> out_of_memory{false};
+  std::atomic<bool> failed{false};
+  bool out_of_memory = false;  // these two belong to whoever raised `failed` until all have left
+  std::exception_ptr exception{};
   std::atomic<int> active{0};  // helpers inside; changes under Pool::mutex_
   int workers = 0;             // ever joined: the next worker number; guarded by Pool::mutex_
 
@@ -87,11 +90,13 @@ struct Region {
     try {
       for (;;) {
         const int64_t piece = next.fetch_add(1, std::memory_order_relaxed);
-        if (piece >= pieces || out_of_memory.load(std::memory_order_relaxed) || Cancelled()) break;
+        if (piece >= pieces || failed.load(std::memory_order_relaxed) || Cancelled()) break;
         call(fn, piece, worker);
       }
     } catch (const std::bad_alloc&) {
-      out_of_memory.store(true, std::memory_order_relaxed);
+      if (!failed.exchange(true)) out_of_memory = true;
+    } catch (...) {
+      if (!failed.exchange(true)) exception = std::current_exception();
     }
     t_cancel = outer;
   }
@@ -200,8 +205,9 @@ Status ParallelForImpl(int64_t pieces, PieceFn call, const void* fn) {
   } else {
     Pool::Get().Run(region);
   }
-  if (region.out_of_memory.load()) return {Code::kOutOfMemory, "", "host memory is exhausted", {}};
-  if (Cancelled()) return {Code::kCancelled, "", "the environment is closing", {}};
+  if (region.exception) std::rethrow_exception(region.exception);
+  if (region.out_of_memory) return OutOfMemory();
+  if (Cancelled()) return {Code::kCancelled, "", "cancelled", {}};
   return {};
 }
 

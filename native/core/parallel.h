@@ -29,7 +29,8 @@ Status ParallelForImpl(int64_t pieces, PieceFn call, const void* fn);
 
 // Calls fn(piece, worker) for piece = 0 .. pieces-1, each once, handed out in that order to at most
 // NumThreads() threads; `worker` < NumThreads() is unique among the calls that run at the same
-// time. Returns when all are done. std::bad_alloc inside fn becomes ERR_VARLEN_OUT_OF_MEMORY.
+// time. Returns when all are done. std::bad_alloc inside fn becomes ERR_VARLEN_OUT_OF_MEMORY; any
+// other exception is rethrown on the calling thread. Either stops the hand-out.
 template <class Fn>
 Status ParallelFor(int64_t pieces, const Fn& fn) {
   return internal::ParallelForImpl(

@@ -55,4 +55,11 @@ Status Invalid(Code code, std::string argument, const std::string& problem, cons
   return {code, std::move(argument), problem + "; got " + got + ", expected " + expected, {}};
 }
 
+Status OutOfMemory() noexcept {
+  Status status;
+  status.code = Code::kOutOfMemory;
+  status.message = "out of memory";  // at most 15 characters stay inside libstdc++'s string
+  return status;
+}
+
 }  // namespace varlen

@@ -49,4 +49,7 @@ struct [[nodiscard]] Status {
 Status Invalid(Code code, std::string argument, const std::string& problem, const std::string& got,
                const std::string& expected);
 
+// The failure of an allocation. Allocates nothing itself: the message fits in the string object.
+Status OutOfMemory() noexcept;
+
 }  // namespace varlen

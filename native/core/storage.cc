@@ -10,22 +10,28 @@ namespace varlen {
 Storage* Storage::New(int64_t bytes) {
   auto* data = static_cast<std::byte*>(AllocateAligned(bytes));
   if (data == nullptr) throw std::bad_alloc();
-  return new Storage(
-      data, bytes, [](void*, Storage& storage) { FreeAligned(storage.data()); }, nullptr);
+  try {
+    return new Storage(
+        data, bytes, [](void*, Storage& storage) { FreeAligned(storage.data()); }, nullptr);
+  } catch (const std::bad_alloc&) {
+    FreeAligned(data);
+    throw;
+  }
 }
 
 namespace {
 
-// Stands in where there is no memory left to describe a failure.
+// Stands in where there is no memory left to describe a failure. Never destroyed: threads that
+// outlive main() may still point to it.
 const Failure& OutOfMemoryFailure() {
-  static const Failure* failure =
-      new Failure{{Code::kOutOfMemory, "", "host memory is exhausted", {}}, "", 0};
+  alignas(Failure) static std::byte memory[sizeof(Failure)];
+  static const Failure* failure = new (memory) Failure{OutOfMemory(), "", 0};
   return *failure;
 }
 
 }  // namespace
 
-void Storage::Fail(const Failure& failure) {
+void Storage::Fail(const Failure& failure) noexcept {
   const Failure* kept = &OutOfMemoryFailure();
   try {
     kept = new Failure(failure);

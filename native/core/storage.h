@@ -10,6 +10,8 @@
 
 namespace varlen {
 
+class Stream;
+
 // Why a storage holds no result: which call went wrong, and how.
 struct Failure {
   Status status;
@@ -44,10 +46,13 @@ class Storage {
     if (refs_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
   }
 
-  // Owners come and go on one thread only, the one that makes the calls.
-  void AddOwner() { ++owners_; }
-  void DropOwner() {
-    if (--owners_ == 0 && !shared_) ReleaseMemory();
+  // Owners come and go on one thread only, the one that makes the calls. True for the first to come
+  // and for the last to go.
+  bool AddOwner() { return ++owners_ == 1; }
+  bool DropOwner() {
+    if (--owners_ != 0) return false;
+    if (!shared_) ReleaseMemory();
+    return true;
   }
 
   // A stream other than the one that allocated this will use it. Its memory then waits for the last
@@ -55,9 +60,17 @@ class Storage {
   void MarkShared() { shared_ = true; }
   const void* home() const { return context_; }
 
+  // The latest call that may write it, of whichever stream; calling thread only.
+  void WrittenBy(std::shared_ptr<Stream> stream, uint64_t ticket) {
+    writer_ = std::move(stream);
+    write_ticket_ = ticket;
+  }
+  const std::shared_ptr<Stream>& writer() const { return writer_; }
+  uint64_t write_ticket() const { return write_ticket_; }
+
   // The first failure stays; ops that read a failed storage pass it on instead of running.
   const Failure* failure() const { return failure_.load(std::memory_order_acquire); }
-  void Fail(const Failure& failure);
+  void Fail(const Failure& failure) noexcept;
 
  private:
   ~Storage() {
@@ -75,6 +88,8 @@ class Storage {
   void* context_;
   int owners_ = 0;
   bool shared_ = false;
+  std::shared_ptr<Stream> writer_;
+  uint64_t write_ticket_ = 0;
   std::atomic<int> refs_{0};
   std::atomic<const Failure*> failure_{nullptr};
 };

@@ -2,8 +2,10 @@
 
 #include <chrono>
 #include <new>
+#include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "core/cancel.h"
 
@@ -38,14 +40,9 @@ Status Stream::Enqueue(std::unique_ptr<Task> task, uint64_t* ticket) {
       done_.wait(lock, [&] { return !over_cap() || closed_.load(); });
       --waiters_;
     }
-    if (closed_.load() || finishing_) return {Code::kDisposed, "stream", "is closed", {}};
-    if (!started_) {
-      try {
-        std::thread([self = shared_from_this()] { self->Serve(); }).detach();
-      } catch (const std::system_error&) {
-        return {Code::kOutOfMemory, "stream", "could not start its thread", {}};
-      }
-      started_ = true;
+    if (closed_.load()) return {Code::kDisposed, "stream", "is closed", {}};
+    if (!has_thread_) {
+      if (Status status = StartThread(); !status.ok()) return status;
     }
     queue_.push_back(std::move(task));
     queued_bytes_ += bytes;
@@ -54,6 +51,46 @@ Status Stream::Enqueue(std::unique_ptr<Task> task, uint64_t* ticket) {
   }
   if (wake) work_.notify_one();
   return {};
+}
+
+Status Stream::StartThread() {
+  try {
+    std::thread([self = shared_from_this()] { self->Serve(); }).detach();
+  } catch (const std::system_error& error) {
+    return {Code::kOutOfMemory, "stream", std::string("got no thread: ") + error.what(), {}};
+  }
+  has_thread_ = true;
+  return {};
+}
+
+namespace {
+
+// Holds its stream until another one has passed a ticket.
+class WaitTask final : public Task {
+ public:
+  WaitTask(const std::atomic<bool>& give_up, std::shared_ptr<Stream> other, uint64_t ticket)
+      : give_up_(give_up), other_(std::move(other)), ticket_(ticket) {}
+
+  void Run(uint64_t) override { other_->WaitFor(ticket_, &give_up_); }
+
+ private:
+  const std::atomic<bool>& give_up_;  // of the stream that runs this
+  std::shared_ptr<Stream> other_;
+  uint64_t ticket_;
+};
+
+}  // namespace
+
+Status Stream::After(const std::shared_ptr<Stream>& other, uint64_t ticket) {
+  if (other.get() == this || other->completed() >= ticket) return {};
+  uint64_t own = 0;
+  return Enqueue(std::make_unique<WaitTask>(closed_, other, ticket), &own);
+}
+
+Status Stream::Use(Storage& storage) {
+  if (storage.home() != cache_) storage.MarkShared();
+  if (storage.writer() == nullptr) return {};
+  return After(storage.writer(), storage.write_ticket());
 }
 
 void Stream::Serve() {
@@ -74,7 +111,7 @@ void Stream::Serve() {
   }
 }
 
-// The next task, or none when the stream is closed.
+// The next task, or none when the thread ends.
 std::unique_ptr<Task> Stream::Next(std::unique_lock<std::mutex>& lock) {
   if (queue_.empty() && !closed_.load() && !finishing_) {
     lock.unlock();
@@ -88,7 +125,10 @@ std::unique_ptr<Task> Stream::Next(std::unique_lock<std::mutex>& lock) {
     work_.wait(lock, [&] { return !queue_.empty() || closed_.load() || finishing_; });
     asleep_ = false;
   }
-  if (closed_.load() || queue_.empty()) return nullptr;
+  if (closed_.load() || queue_.empty()) {
+    has_thread_ = false;
+    return nullptr;
+  }
   std::unique_ptr<Task> task = std::move(queue_.front());
   queue_.pop_front();
   return task;
@@ -111,11 +151,23 @@ void Stream::WaitFor(uint64_t ticket, const std::atomic<bool>* give_up) {
 }
 
 Status Stream::Allocate(int64_t bytes, Cache::Writer writer, StorageRef* storage) {
+  if (writer == Cache::Writer::kHost) {
+    const uint64_t ticket = cache_->WaitBeforeHostWrite(bytes);
+    if (ticket > completed()) {
+      WaitFor(ticket);
+      cache_->Trim(Cache::kKeepBytes);
+    }
+  }
   Status status = cache_->Allocate(bytes, writer, storage);
-  if (status.ok()) return status;
-  WaitFor(enqueued());  // queued ops may hold the last references to what could be freed
-  Trim();
-  return cache_->Allocate(bytes, writer, storage);
+  if (!status.ok()) {
+    WaitFor(enqueued());  // queued ops may hold the last references to what could be freed
+    Trim();
+    status = cache_->Allocate(bytes, writer, storage);
+  }
+  // Ops before this call may still use the block: another stream must not touch it before them.
+  const uint64_t since = writer == Cache::Writer::kStream ? enqueued() : 0;
+  if (status.ok()) (*storage)->WrittenBy(shared_from_this(), since);
+  return status;
 }
 
 void Stream::Finish() {
@@ -125,17 +177,20 @@ void Stream::Finish() {
 }
 
 void Stream::Close() {
-  std::deque<std::unique_ptr<Task>> dropped;
-  {
-    std::unique_lock<std::mutex> lock(mutex_);
-    closed_.store(true);
-    dropped.swap(queue_);
-    work_.notify_all();
-    done_.notify_all();
-    ++waiters_;
-    done_.wait(lock, [&] { return !touching_environment_; });
-    --waiters_;
+  std::unique_lock<std::mutex> lock(mutex_);
+  closed_.store(true);
+  work_.notify_all();
+  done_.notify_all();
+  while (!queue_.empty()) {
+    std::unique_ptr<Task> dropped = std::move(queue_.front());
+    queue_.pop_front();
+    lock.unlock();  // its tensors give their memory back
+    dropped.reset();
+    lock.lock();
   }
+  ++waiters_;
+  done_.wait(lock, [&] { return !touching_environment_; });
+  --waiters_;
 }
 
 }  // namespace varlen

@@ -36,8 +36,13 @@ class Stream : public std::enable_shared_from_this<Stream> {
   static std::shared_ptr<Stream> New() { return std::shared_ptr<Stream>(new Stream()); }
   ~Stream() { cache_->Abandon(); }
 
-  // `ticket` is the task's number, from 1. Fails when the stream is closed or has no thread.
+  // `ticket` is the task's number, from 1. Fails when the stream is closed or gets no thread.
   Status Enqueue(std::unique_ptr<Task> task, uint64_t* ticket);
+  // Work enqueued from now on starts after `other` has done `ticket`.
+  Status After(const std::shared_ptr<Stream>& other, uint64_t ticket);
+  // To be called before a task that reads or writes `storage`. What another stream writes is waited
+  // for, and memory that another stream allocated is not reused before the task is done.
+  Status Use(Storage& storage);
 
   uint64_t enqueued() const { return progress_->enqueued.load(std::memory_order_acquire); }
   uint64_t completed() const { return progress_->completed.load(std::memory_order_acquire); }
@@ -45,13 +50,15 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void WaitFor(uint64_t ticket, const std::atomic<bool>* give_up = nullptr);
 
   // Memory for the next op of this stream, or for the calling thread to fill. Waits for the queue
-  // and tries again before it gives up.
+  // and tries again before it gives up; a host writer also waits when queued ops hold much memory
+  // that nobody can name any more.
   Status Allocate(int64_t bytes, Cache::Writer writer, StorageRef* storage);
   const std::atomic<bool>& closed() const { return closed_; }
   const void* cache() const { return cache_; }
   void Trim() { cache_->Trim(0); }
 
-  // Runs what is queued, then ends the thread; later calls fail.
+  // Runs what is queued, then ends the thread. A task that comes later still (a read of what this
+  // stream wrote) starts another one.
   void Finish();
   // Drops what is queued, asks the running op to stop, and waits only for a task that touches the
   // environment's memory. The thread ends on its own; later calls fail.
@@ -59,18 +66,19 @@ class Stream : public std::enable_shared_from_this<Stream> {
 
  private:
   Stream() : progress_(std::make_shared<Progress>()), cache_(Cache::New(progress_)) {}
+  Status StartThread();
   void Serve();
   std::unique_ptr<Task> Next(std::unique_lock<std::mutex>& lock);
 
-  const std::shared_ptr<Progress> progress_;
-  Cache* const cache_;
   std::mutex mutex_;
   std::condition_variable work_;  // the thread waits here
   std::condition_variable done_;  // callers wait here
   std::deque<std::unique_ptr<Task>> queue_;
+  const std::shared_ptr<Progress> progress_;
+  Cache* const cache_;  // the last member that allocates: nobody would abandon it
   int64_t queued_bytes_ = 0;
   int waiters_ = 0;
-  bool started_ = false;
+  bool has_thread_ = false;
   bool finishing_ = false;
   bool asleep_ = false;
   bool touching_environment_ = false;

@@ -19,9 +19,10 @@ export const DTYPES = ['float32', 'float16', 'bfloat16', 'float64', 'int32', 'in
 /** An element type. */
 export type DType = (typeof DTYPES)[number];
 
-/** Whatever names a native tensor: its handle, or 0 once it was disposed. */
-export interface HandleOwner {
-  readonly handle: number;
+/** Whatever names a native tensor. A class, so that no look-alike of a caller's is taken for one. */
+export abstract class HandleOwner {
+  /** 0 once it was disposed. */
+  abstract readonly handle: number;
 }
 
 /** A tensor the native side has just made. */
@@ -195,12 +196,8 @@ export function checkBuffer(op: string, argument: string, array: ArrayBufferView
 
 const hostArrays = { ints: Int32Array, floats: Float32Array } as const;
 
-function isHandleOwner(value: unknown): value is HandleOwner {
-  return typeof value === 'object' && value !== null && typeof (value as HandleOwner).handle === 'number';
-}
-
 function handleOf(op: string, argument: string, value: unknown): number {
-  if (!isHandleOwner(value)) throw wrongType(op, argument, value, 'a Tensor');
+  if (!(value instanceof HandleOwner)) throw wrongType(op, argument, value, 'a Tensor');
   if (value.handle !== 0) return value.handle;
   throw varlenError('ERR_VARLEN_DISPOSED', `${op}: ${argument} was disposed`, { op, argument });
 }
@@ -247,7 +244,7 @@ export function call(
       case 'ints':
       case 'floats':
         if (value === undefined && optional) break;
-        if (isHandleOwner(value)) {
+        if (value instanceof HandleOwner) {
           slot = handleOf(name, argument, value);
         } else if (value instanceof hostArrays[kind]) {
           checkBuffer(name, argument, value);
@@ -328,8 +325,11 @@ export function release(handle: number): void {
   addon.release();
 }
 
+/** Where a call takes a stream: the one that wrote the tensor last. */
+const WRITER_STREAM = -1;
+
 /** A contiguous copy in `dtype`. */
-export function convert(handle: number, dtype: DType, stream = 0): NativeTensor {
+export function convert(handle: number, dtype: DType, stream: number = WRITER_STREAM): NativeTensor {
   const { addon, args } = binding();
   args[0] = stream;
   args[1] = handle;
@@ -338,20 +338,19 @@ export function convert(handle: number, dtype: DType, stream = 0): NativeTensor 
   return takeTensor();
 }
 
-/** `target += source`, in stream order. */
-export function accumulate(target: number, source: number, stream = 0): void {
+/** `target += source`, on the stream that wrote the target. */
+export function accumulate(target: number, source: number): void {
   const { addon, args } = binding();
-  args[0] = stream;
+  args[0] = WRITER_STREAM;
   args[1] = target;
   args[2] = source;
   check(addon.accumulate());
 }
 
-/** Fills `target` with a tensor's elements once the stream reaches this point. */
-export function read<T extends TypedArray>(handle: number, target: T, stream = 0): Promise<T> {
+/** Fills `target` with a tensor's elements once the stream that writes them reaches this point. */
+export function read<T extends TypedArray>(handle: number, target: T): Promise<T> {
   const { addon, args, pending } = binding();
   const id = nextId++;
-  args[0] = stream;
   args[1] = handle;
   args[2] = id;
   check(addon.read(target));
@@ -361,9 +360,8 @@ export function read<T extends TypedArray>(handle: number, target: T, stream = 0
 }
 
 /** The same, blocking. */
-export function readSync<T extends TypedArray>(handle: number, target: T, stream = 0): T {
+export function readSync<T extends TypedArray>(handle: number, target: T): T {
   const { addon, args } = binding();
-  args[0] = stream;
   args[1] = handle;
   args[2] = -1;
   check(addon.read(target));
@@ -391,13 +389,29 @@ export function threads(count = 0): number {
   return result[0];
 }
 
+const NO_EVENT = -1;
+
+function notify(stream: number, event: number, handle: number): Promise<void> {
+  const { addon, args, pending } = binding();
+  const id = nextId++;
+  args[0] = stream;
+  args[1] = id;
+  args[2] = event;
+  args[3] = handle;
+  check(addon.notify());
+  return new Promise((resolve, reject) => {
+    pending.set(id, { resolve, reject, target: undefined });
+  });
+}
+
 /** Streams and events, as the small numbers the native side knows them by. */
 export const streams: {
   open(): number;
   dispose(stream: number): void;
   record(stream: number): number;
   wait(stream: number, event: number): void;
-  finished(stream: number): Promise<void>;
+  finished(stream: number, handle?: number): Promise<void>;
+  passed(event: number): Promise<void>;
   eventTimeMs(event: number): number;
   releaseEvent(event: number): void;
 } = {
@@ -423,15 +437,12 @@ export const streams: {
     args[1] = event;
     check(addon.wait());
   },
-  finished(stream) {
-    const { addon, args, pending } = binding();
-    const id = nextId++;
-    args[0] = stream;
-    args[1] = id;
-    check(addon.notify());
-    return new Promise((resolve, reject) => {
-      pending.set(id, { resolve, reject, target: undefined });
-    });
+  /** Rejects with the failure of the tensor, if one is given and has failed by then. */
+  finished(stream, handle = 0) {
+    return notify(stream, NO_EVENT, handle);
+  },
+  passed(event) {
+    return notify(0, event, 0);
   },
   eventTimeMs(event) {
     const { addon, args, result } = binding();

@@ -286,6 +286,14 @@ export function varlenAttention(
   const given = readOptions<VarlenAttentionOptions>(OP, options, OPTION_NAMES);
   const values = nativeArguments(q, k, v, given);
   const { stream } = given;
+  if (given.out !== undefined && isTracked([q, k, v])) {
+    throw argumentError(
+      'ERR_VARLEN_INCOMPATIBLE',
+      OP,
+      'out',
+      'cannot be given for a recorded call; got out beside a tensor that requires a gradient, expected noGrad or no out',
+    );
+  }
   const spelling = given.cuSeqlens === undefined ? SEPARATE_SPELLING : SHARED_SPELLING;
   const made = run(OP, values, q.device, stream, spelling);
   const out = made[0] ?? given.out!;

@@ -37,6 +37,12 @@ const dtypeOfArray: Record<string, DType> = {
   Uint8Array: 'uint8',
 };
 
+// The getter itself, because an own property of the array can say anything.
+const nameOf = Object.getOwnPropertyDescriptor(
+  Object.getPrototypeOf(Uint8Array.prototype),
+  Symbol.toStringTag,
+)!.get as (this: unknown) => string | undefined;
+
 /** Bytes of one element. */
 export function bytesOf(dtype: DType): number {
   return (arrays[dtype] as unknown as { BYTES_PER_ELEMENT: number }).BYTES_PER_ELEMENT;
@@ -64,7 +70,7 @@ export function checkDType(op: string, argument: string, dtype: unknown): assert
  * A `Uint16Array` may hold either half type, so `wanted` must say which one.
  */
 export function naturalDType(op: string, data: ArrayBufferView, wanted: DType | undefined): DType {
-  const name = Object.prototype.toString.call(data).slice(8, -1);
+  const name = nameOf.call(data) ?? '';
   if (name === 'Uint16Array') {
     if (wanted === 'float16' || wanted === 'bfloat16') return wanted;
     throw argumentError(

@@ -3,8 +3,17 @@ import { memory, release } from '../native/binding.js';
 
 /** Who frees a tensor: its owner, the scope it was made in, or, late and with a warning, the collector. */
 
-/** What the collector hands over when a tensor was never disposed: a bare handle unless debugging. */
-type Forgotten = number | { readonly handle: number; readonly stack: string };
+/** What the collector hands over when a tensor was never disposed; a bare handle where that is all. */
+type Forgotten =
+  | number
+  | {
+      readonly handle: number;
+      readonly stack?: string;
+      /** Called when it is collected. */
+      readonly collected?: () => void;
+      /** Not the caller's to dispose: no leak. */
+      readonly ours?: true;
+    };
 
 /** `VARLEN_DEBUG=1` keeps the stack of every call that makes a tensor: it costs more than the call. */
 export const debug: boolean = process.env.VARLEN_DEBUG === '1';
@@ -12,8 +21,11 @@ export const debug: boolean = process.env.VARLEN_DEBUG === '1';
 let leakedByGc = 0;
 
 const forgotten = new FinalizationRegistry<Forgotten>((held) => {
-  const { handle, stack } = typeof held === 'number' ? { handle: held, stack: undefined } : held;
+  const { handle, stack, collected, ours }: Exclude<Forgotten, number> =
+    typeof held === 'number' ? { handle: held } : held;
   release(handle);
+  collected?.();
+  if (ours) return;
   if (leakedByGc++ === 0) {
     process.emitWarning(
       'a Tensor was collected without dispose(); its memory was held until now. Use `using`, scope() or dispose().',
@@ -61,19 +73,33 @@ export function abandon(tensor: Disposer, handle: number): void {
   release(handle);
 }
 
-/** Lets a tensor outlive the scope it was made in, as a gradient must. */
-export function outliveScope(tensor: Disposer): void {
+/** A recorded result: the tape wants to know when it is collected. */
+export function adoptRecorded(
+  tensor: Disposer,
+  handle: number,
+  stack: string | undefined,
+  collected: () => void,
+): void {
+  forgotten.unregister(tensor);
+  forgotten.register(tensor, { handle, collected, ...(stack === undefined ? {} : { stack }) }, tensor);
+}
+
+/** A tensor that the package made for itself or that outlives its scope, as gradients do: no leak. */
+export function adoptAsOurs(tensor: Disposer, handle: number): void {
+  forgotten.unregister(tensor);
+  forgotten.register(tensor, { handle, ours: true }, tensor);
   currentScope?.delete(tensor);
 }
 
-/** Calls `keep` for every tensor that `value` leads to through arrays and plain objects. */
-function visit(value: unknown, keep: (tensor: Disposer) => void, seen: Set<unknown>): void {
-  if (typeof value !== 'object' || value === null || seen.has(value)) return;
-  seen.add(value);
-  if (typeof (value as { dispose?: unknown }).dispose === 'function') keep(value as Disposer);
-  if (ArrayBuffer.isView(value)) return;
-  const children = value instanceof Map || value instanceof Set ? value.values() : Object.values(value);
-  for (const child of children) visit(child, keep, seen);
+/** What `value` leads to through arrays, plain objects, maps and sets, itself included. */
+function reachable(value: unknown): Set<unknown> {
+  const seen = new Set<unknown>([value]);
+  for (const next of seen) {
+    if (typeof next !== 'object' || next === null || ArrayBuffer.isView(next)) continue;
+    const children = next instanceof Map || next instanceof Set ? next.values() : Object.values(next);
+    for (const child of children) if (typeof child === 'object') seen.add(child); // visited in its turn
+  }
+  return seen;
 }
 
 /**
@@ -101,14 +127,9 @@ export function scope<T>(fn: () => T): T {
     if (typeof (result as { then?: unknown } | null | undefined)?.then === 'function') {
       throw wrongType('scope', 'fn', result, 'a function that returns no promise');
     }
-    const kept = new Set<unknown>();
-    visit(
-      result,
-      (tensor) => {
-        if (made.delete(tensor)) outer?.add(tensor);
-      },
-      kept,
-    );
+    if (made.size > 0) {
+      for (const kept of reachable(result)) if (made.delete(kept as Disposer)) outer?.add(kept as Disposer);
+    }
   } finally {
     currentScope = outer;
     for (const tensor of made) tensor.dispose();

@@ -1,7 +1,7 @@
 import { tracingChannel } from 'node:diagnostics_channel';
-import { call, type NativeOp } from '../native/binding.js';
+import { call, type NativeOp, streams } from '../native/binding.js';
 import type { Device } from './device.js';
-import { Stream } from './stream.js';
+import type { Stream } from './stream.js';
 import { streamFor, Tensor } from './tensor.js';
 
 /** What subscribers of the tracing channel `varlen.op` see of a call. */
@@ -27,11 +27,21 @@ function enqueue(
   return tensors;
 }
 
+/** How the call ended, once the stream is there. */
+async function completion(outputs: readonly (Tensor | undefined)[], stream: number): Promise<unknown> {
+  try {
+    await streams.finished(stream, outputs.find((tensor) => tensor !== undefined)?.handle);
+    return undefined;
+  } catch (error) {
+    return error;
+  }
+}
+
 /**
  * Calls a device op and wraps what it made; a position is `undefined` where the caller brought the output.
  *
  * Publishes `start`/`end` around the enqueue and `asyncStart`/`asyncEnd` on completion to the tracing
- * channel `varlen.op`, when somebody listens.
+ * channel `varlen.op`, when somebody listens; `error` before `end` or before `asyncEnd`.
  */
 export function run(
   name: NativeOp,
@@ -48,8 +58,9 @@ export function run(
     context.bytes = made.reduce((bytes, tensor) => bytes + (tensor?.byteLength ?? 0), 0);
     return made;
   }, context);
-  void (stream ?? Stream.of(device)).synchronize().then(() => {
+  void completion(outputs, streamFor(name, device, stream)).then((error) => {
     trace.asyncStart.publish(context);
+    if (error !== undefined) trace.error.publish({ ...context, error });
     trace.asyncEnd.publish(context);
   });
   return outputs;

@@ -1,3 +1,4 @@
+import { wrongType } from '../check.js';
 import { varlenError } from '../errors.js';
 import { streams } from '../native/binding.js';
 import { Device, type DeviceLike } from './device.js';
@@ -10,12 +11,10 @@ const forgottenEvents = new FinalizationRegistry<number>((id) => streams.release
 export class Event {
   /** @internal */
   readonly id: number;
-  readonly #stream: Stream;
 
   /** @internal */
-  constructor(id: number, stream: Stream) {
+  constructor(id: number) {
     this.id = id;
-    this.#stream = stream;
     forgottenEvents.register(this, id);
   }
 
@@ -24,21 +23,28 @@ export class Event {
     return !Number.isNaN(streams.eventTimeMs(this.id));
   }
 
-  /** Resolves once the stream has passed this point. */
+  /** Resolves once the stream has passed this point, also when the stream was disposed meanwhile. */
   async done(): Promise<void> {
-    if (!this.ready()) await this.#stream.synchronize();
+    if (!this.ready()) await streams.passed(this.id);
   }
 
   /** Milliseconds between the moments at which two events were passed. */
   async elapsedMs(since: Event): Promise<number> {
+    checkEvent('Event.elapsedMs', 'since', since);
     await Promise.all([since.done(), this.done()]);
     return streams.eventTimeMs(this.id) - streams.eventTimeMs(since.id);
   }
 }
 
+function checkEvent(op: string, argument: string, value: unknown): void {
+  if (!(value instanceof Event)) throw wrongType(op, argument, value, 'an Event');
+}
+
 /**
  * An in-order queue of work on one device. Every device has one of its own, which ops use unless they
- * are given another; work on different streams runs in any order unless `wait` says otherwise.
+ * are given another. A stream waits by itself for what another one writes into the tensors of its
+ * calls; all other work on different streams runs in any order unless `wait` says otherwise: in
+ * particular, a tensor that one stream reads may be overwritten by another.
  *
  * @example
  * ```ts
@@ -77,17 +83,18 @@ export class Stream implements Disposable {
   }
 
   /** Resolves when everything enqueued so far is done. */
-  synchronize(): Promise<void> {
-    return streams.finished(this.idFor('Stream.synchronize'));
+  async synchronize(): Promise<void> {
+    await streams.finished(this.idFor('Stream.synchronize'));
   }
 
   /** Marks this point of the stream's order. */
   record(): Event {
-    return new Event(streams.record(this.idFor('Stream.record')), this);
+    return new Event(streams.record(this.idFor('Stream.record')));
   }
 
   /** Work enqueued from now on starts after `event` was passed on its own stream. */
   wait(event: Event): void {
+    checkEvent('Stream.wait', 'event', event);
     streams.wait(this.idFor('Stream.wait'), event.id);
   }
 

@@ -1,5 +1,6 @@
 import { argumentError, varlenError } from '../errors.js';
 import { accumulate } from '../native/binding.js';
+import { scope } from './lifetime.js';
 import type { Tensor } from './tensor.js';
 
 /**
@@ -18,11 +19,13 @@ export interface TapeNode {
   readonly op: string;
   /** Position in the order of calls. */
   readonly order: number;
-  readonly edges: readonly Edge[];
   readonly outputs: number;
-  readonly saved: readonly Disposable[];
-  readonly backward: BackwardFn;
-  freed: boolean;
+  edges: readonly Edge[];
+  saved: readonly Disposable[];
+  /** `undefined` once the node is freed. */
+  backward: BackwardFn | undefined;
+  /** Outputs not yet disposed, and nodes that read them: without any, nobody can ask for gradients. */
+  users: number;
 }
 
 let nextOrder = 0;
@@ -64,30 +67,41 @@ export function record(
     if (!input?.requiresGrad) return undefined;
     return input.source ?? { leaf: input };
   });
-  const node: TapeNode = {
-    op,
-    order: nextOrder++,
-    edges,
-    outputs: outputs.length,
-    saved,
-    backward,
-    freed: false,
-  };
+  for (const node of nodesOf(edges)) node.users++;
+  const { length } = outputs;
+  const node: TapeNode = { op, order: nextOrder++, outputs: length, edges, saved, backward, users: length };
   for (const [output, tensor] of outputs.entries()) tensor.track({ node, output });
 }
 
+/** The nodes that edges lead to, one per edge. */
+function nodesOf(edges: readonly Edge[]): TapeNode[] {
+  const nodes: TapeNode[] = [];
+  for (const edge of edges) if (edge !== undefined && 'node' in edge) nodes.push(edge.node);
+  return nodes;
+}
+
 function free(node: TapeNode): void {
-  node.freed = true;
   for (const saved of node.saved) saved[Symbol.dispose]();
+  node.backward = undefined;
+  node.edges = [];
+  node.saved = [];
+}
+
+/** One user of `node` is gone; the last one takes what the node saved with it. */
+export function dropNode(node: TapeNode): void {
+  const dropped = [node];
+  for (const next of dropped) {
+    if (--next.users > 0) continue;
+    dropped.push(...nodesOf(next.edges)); // which the loop then visits too
+    free(next);
+  }
 }
 
 /** Nodes that `last` was computed from, itself included, latest first. */
 function reachable(last: TapeNode): TapeNode[] {
   const seen = new Set<TapeNode>([last]);
   for (const node of seen) {
-    for (const edge of node.edges) {
-      if (edge !== undefined && 'node' in edge) seen.add(edge.node);
-    }
+    for (const next of nodesOf(node.edges)) seen.add(next);
   }
   return [...seen].sort((a, b) => b.order - a.order);
 }
@@ -102,7 +116,7 @@ function add(sum: Tensor, gradient: Tensor): void {
 function addToLeaf(leaf: Tensor, gradient: Tensor): void {
   if (leaf.disposed) {
     gradient.dispose();
-  } else if (leaf.grad !== null) {
+  } else if (leaf.grad !== null && !leaf.grad.disposed) {
     add(leaf.grad, gradient);
   } else if (gradient.dtype === 'float32') {
     leaf.grad = gradient.outlive();
@@ -128,7 +142,7 @@ export function backward(op: string, last: Tensor, gradient: () => Tensor, retai
     );
   }
   const nodes = reachable(source.node);
-  const used = nodes.find((node) => node.freed);
+  const used = nodes.find((node) => node.backward === undefined);
   if (used !== undefined) {
     throw varlenError(
       'ERR_VARLEN_GRAPH_FREED',
@@ -156,12 +170,12 @@ export function backward(op: string, last: Tensor, gradient: () => Tensor, retai
     else add(sum, value);
   };
   const before = setRecording(false);
-  try {
+  const walk = (): void => {
     give(source, gradient());
     for (const node of nodes) {
       const slots = gradients.get(node);
       if (slots !== undefined) {
-        const inputs = node.backward(slots);
+        const inputs = node.backward!(slots);
         for (const [i, value] of inputs.entries()) {
           if (value !== undefined) give(node.edges[i], value);
         }
@@ -170,8 +184,10 @@ export function backward(op: string, last: Tensor, gradient: () => Tensor, retai
       }
       if (!retainGraph) free(node);
     }
+  };
+  try {
+    scope(walk); // frees what a failure leaves behind
   } finally {
     setRecording(before);
-    for (const slots of gradients.values()) for (const slot of slots) slot?.dispose();
   }
 }

@@ -1,5 +1,5 @@
 import { inspect } from 'node:util';
-import { checkInteger, describe, readOptions, wrongType } from '../check.js';
+import { checkBoolean, checkInteger, describe, readOptions, wrongType } from '../check.js';
 import { argumentError, type VarlenError, varlenError } from '../errors.js';
 import * as native from '../native/binding.js';
 import { Device, type DeviceLike } from './device.js';
@@ -12,9 +12,9 @@ import {
   newArray,
   type TypedArray,
 } from './dtype.js';
-import { abandon, adopt, debug, outliveScope } from './lifetime.js';
+import { abandon, adopt, adoptAsOurs, adoptRecorded, debug } from './lifetime.js';
 import { Stream } from './stream.js';
-import { backward, isTracked, record, refuseTracked, type TapeNode } from './tape.js';
+import { backward, dropNode, isTracked, record, refuseTracked, type TapeNode } from './tape.js';
 import { readTensorLike, type TensorLike } from './tensor-like.js';
 
 /** Options of {@link Tensor.from}. */
@@ -43,18 +43,40 @@ export interface TensorEmptyOptions {
 /** Native tensors have at most this many dimensions. */
 const MAX_RANK = 6;
 
-function checkShape(op: string, shape: readonly number[]): number {
+/** A copy of a shape, read once: an array may be a Proxy that answers differently the next time. */
+function readShape(op: string, shape: unknown): number[] {
   if (!Array.isArray(shape)) throw wrongType(op, 'shape', shape, 'an array of numbers');
-  if (shape.length > MAX_RANK) {
+  const rank = shape.length;
+  if (rank > MAX_RANK) {
     throw argumentError(
       'ERR_VARLEN_SHAPE',
       op,
       'shape',
-      `has too many dimensions; got ${shape.length}, expected at most ${MAX_RANK}`,
+      `has too many dimensions; got ${rank}, expected at most ${MAX_RANK}`,
     );
   }
-  for (const [i, size] of shape.entries()) checkInteger(op, `shape[${i}]`, size, 0);
+  return Array.from({ length: rank }, (_, i) => {
+    const size: unknown = shape[i];
+    checkInteger(op, `shape[${i}]`, size, 0);
+    return size as number;
+  });
+}
+
+function sizeOf(shape: readonly number[]): number {
   return shape.reduce((product, size) => product * size, 1);
+}
+
+/** Refuses what is no boolean, and gradients of integers. */
+function readRequiresGrad(op: string, requiresGrad: unknown, dtype: DType): boolean {
+  if (requiresGrad === undefined) return false;
+  checkBoolean(op, 'requiresGrad', requiresGrad);
+  if (!requiresGrad || dtype.includes('float')) return requiresGrad;
+  throw argumentError(
+    'ERR_VARLEN_DTYPE',
+    op,
+    'requiresGrad',
+    `needs a floating-point tensor; got '${dtype}', expected a float dtype`,
+  );
 }
 
 /** A copy, when native code could not read the memory itself. */
@@ -91,11 +113,14 @@ function allocate(op: string, dtype: DType, size: number): TypedArray {
  * console.log(t.shape, await t.data());
  * ```
  */
-export class Tensor implements Disposable {
+export class Tensor extends native.HandleOwner implements Disposable {
   readonly shape: readonly number[];
   readonly dtype: DType;
   readonly device: Device;
-  /** Sum of the gradients that `backward()` brought here, float32; `null` until then. Set it to `null` to start anew. */
+  /**
+   * Sum of the gradients that `backward()` brought here, float32; `null` until then. Dispose it, or set it
+   * to `null`, to start anew.
+   */
   grad: Tensor | null = null;
   #handle: number;
   #requiresGrad: boolean;
@@ -104,6 +129,7 @@ export class Tensor implements Disposable {
 
   /** @internal Wraps what the native side made. */
   constructor(made: native.NativeTensor, device: Device, requiresGrad = false) {
+    super();
     this.shape = Object.freeze(made.shape);
     this.dtype = made.dtype;
     this.device = device;
@@ -138,8 +164,8 @@ export class Tensor implements Disposable {
     if (wanted !== undefined) checkDType(op, 'dtype', wanted);
     const dtype = naturalDType(op, array, wanted);
     const length = (array as unknown as { length: number }).length;
-    const shape = known.shape ?? like?.shape ?? [length];
-    const size = checkShape(op, shape);
+    const shape = readShape(op, known.shape ?? like?.shape ?? [length]);
+    const size = sizeOf(shape);
     if (size !== length) {
       throw argumentError(
         'ERR_VARLEN_SHAPE',
@@ -149,13 +175,13 @@ export class Tensor implements Disposable {
         { expected: length, received: size },
       );
     }
+    const requiresGrad = readRequiresGrad(op, known.requiresGrad, wanted ?? dtype);
     const device = Device.resolve(known.device ?? known.stream?.device ?? 'auto');
     const stream = streamFor(op, device, known.stream);
     // A Float16Array goes through as its bits: Node-API knows its kind only from Node 24 on.
     const bits =
       dtype === 'float16' ? new Uint16Array(array.buffer as ArrayBuffer, array.byteOffset, length) : array;
     const made = native.create(dtype, shape, bits, stream);
-    const requiresGrad = known.requiresGrad === true;
     if (wanted === undefined || wanted === dtype) return new Tensor(made, device, requiresGrad);
     try {
       return new Tensor(native.convert(made.handle, wanted, stream), device, requiresGrad);
@@ -169,15 +195,16 @@ export class Tensor implements Disposable {
     const op = 'Tensor.empty';
     const known = readOptions(op, options, ['dtype', 'device', 'stream', 'requiresGrad']);
     checkDType(op, 'dtype', known.dtype);
-    checkShape(op, shape);
+    const dims = readShape(op, shape);
+    const requiresGrad = readRequiresGrad(op, known.requiresGrad, known.dtype);
     const device = Device.resolve(known.device ?? known.stream?.device ?? 'auto');
-    const made = native.create(known.dtype, shape, undefined, streamFor(op, device, known.stream));
-    return new Tensor(made, device, known.requiresGrad === true);
+    const made = native.create(known.dtype, dims, undefined, streamFor(op, device, known.stream));
+    return new Tensor(made, device, requiresGrad);
   }
 
   /** Number of elements. */
   get size(): number {
-    return this.shape.reduce((product, size) => product * size, 1);
+    return sizeOf(this.shape);
   }
 
   /** Bytes of its elements. */
@@ -196,7 +223,7 @@ export class Tensor implements Disposable {
   }
 
   /** @internal The native name, 0 once disposed. */
-  get handle(): number {
+  override get handle(): number {
     return this.#handle;
   }
 
@@ -209,11 +236,12 @@ export class Tensor implements Disposable {
   track(source: { readonly node: TapeNode; readonly output: number }): void {
     this.#source = source;
     this.#requiresGrad = true;
+    adoptRecorded(this, this.#handle, this.#madeAt?.stack, () => dropNode(source.node));
   }
 
-  /** @internal Lets it live past the current scope. */
+  /** @internal Lets it live past the current scope, on the package's own account. */
   outlive(): this {
-    outliveScope(this);
+    adoptAsOurs(this, this.#handle);
     return this;
   }
 
@@ -241,8 +269,8 @@ export class Tensor implements Disposable {
    * @throws `ERR_VARLEN_SHAPE`, `ERR_VARLEN_LAYOUT` (a strided tensor), `ERR_VARLEN_DISPOSED`
    */
   view(shape: readonly number[]): Tensor {
-    checkShape('Tensor.view', shape);
-    const result = new Tensor(native.view(this.#live('Tensor.view'), shape), this.device);
+    const dims = readShape('Tensor.view', shape);
+    const result = new Tensor(native.view(this.#live('Tensor.view'), dims), this.device);
     if (isTracked([this])) {
       const { shape: own } = this;
       record('Tensor.view', [this], [result], [], ([gradient]) => [gradient?.view(own)]);
@@ -271,14 +299,16 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * A contiguous copy on another device or in another element type (rounding to nearest even). With
-   * nothing to change it is a second name for the same memory; either way the result is a tensor of
-   * its own to dispose.
+   * A contiguous copy on another device or in another element type. Rounds to nearest even; floats
+   * become integers towards zero, NaN 0, and the nearest bound where they do not fit. With nothing to
+   * change it is a second name for the same memory; either way the result is a tensor of its own to
+   * dispose. Runs on `stream`, by default on the one that wrote this tensor.
    */
   to(target: DeviceLike | DType, options?: { stream?: Stream }): Tensor {
     const op = 'Tensor.to';
     const handle = this.#live(op);
     const { stream } = readOptions(op, options, ['stream']);
+    const id = stream === undefined ? undefined : streamFor(op, this.device, stream);
     const dtype = (native.DTYPES as readonly unknown[]).includes(target) ? (target as DType) : this.dtype;
     if (dtype !== target) {
       const device = Device.resolve(target as DeviceLike);
@@ -294,9 +324,7 @@ export class Tensor implements Disposable {
       }
     }
     const result =
-      dtype === this.dtype
-        ? this.alias()
-        : new Tensor(native.convert(handle, dtype, streamFor(op, this.device, stream)), this.device);
+      dtype === this.dtype ? this.alias() : new Tensor(native.convert(handle, dtype, id), this.device);
     if (isTracked([this])) {
       const own = this.dtype;
       record(op, [this], [result], [], ([gradient]) => [gradient?.copy(own)]);
@@ -312,9 +340,10 @@ export class Tensor implements Disposable {
    */
   async data(): Promise<TypedArray> {
     const op = 'Tensor.data';
+    const handle = this.#live(op);
     const target = allocate(op, this.dtype, this.size);
     try {
-      return await native.read(this.#live(op), target);
+      return await native.read(handle, target);
     } catch (error) {
       throw this.#explain(error);
     }
@@ -323,9 +352,10 @@ export class Tensor implements Disposable {
   /** The same, blocking until the stream is there. For scripts and tests. */
   dataSync(): TypedArray {
     const op = 'Tensor.dataSync';
+    const handle = this.#live(op);
     const target = allocate(op, this.dtype, this.size);
     try {
-      return native.readSync(this.#live(op), target);
+      return native.readSync(handle, target);
     } catch (error) {
       throw this.#explain(error);
     }
@@ -364,6 +394,7 @@ export class Tensor implements Disposable {
     const op = 'Tensor.backward';
     this.#live(op);
     const { retainGraph = false } = readOptions(op, options, ['retainGraph']);
+    checkBoolean(op, 'retainGraph', retainGraph);
     if (gradient !== undefined && !(gradient instanceof Tensor)) {
       throw wrongType(op, 'gradient', gradient, 'a Tensor');
     }
@@ -400,6 +431,8 @@ export class Tensor implements Disposable {
     if (this.#handle === 0) return;
     abandon(this, this.#handle);
     this.#handle = 0;
+    if (this.#source !== undefined) dropNode(this.#source.node);
+    this.#source = undefined;
   }
 
   [Symbol.dispose](): void {
@@ -407,7 +440,7 @@ export class Tensor implements Disposable {
   }
 
   /** Shape, element type and device, for logs. */
-  toString(): string {
+  override toString(): string {
     return `Tensor(${this.dtype} [${this.shape.join(', ')}] on ${this.device}${this.disposed ? ', disposed' : ''})`;
   }
 }
