@@ -22,6 +22,7 @@ export {
   unpack,
 } from './pack.js';
 export { collatePadded, type PaddedBatch } from './pad.js';
+export { type MapModule, type ParallelMapOptions, parallelMap } from './parallel-map.js';
 export {
   IGNORE,
   type LabelConvention,

@@ -49,7 +49,7 @@ export function sourceLength(source: object): number {
   return typeof length === 'number' && Number.isSafeInteger(length) && length >= 0 ? length : -1;
 }
 
-function iterate<S>(source: Source<S>, epoch: number): AnyIterator<S> {
+export function iterate<S>(source: Source<S>, epoch: number): AnyIterator<S> {
   const opened =
     typeof (source as OpenableSource<S>).open === 'function'
       ? (source as OpenableSource<S>).open(epoch)
@@ -62,7 +62,7 @@ function iterate<S>(source: Source<S>, epoch: number): AnyIterator<S> {
 }
 
 /** A copy that later changes of the source's own object cannot reach. */
-function snapshot(state: unknown): unknown {
+export function snapshot(state: unknown): unknown {
   return typeof state === 'object' ? structuredClone(state) : state;
 }
 
