@@ -115,6 +115,7 @@ export class Reader<S> {
       const unit = await this.#reading;
       this.#reading = undefined;
       this.#peeked = unit ?? 'end';
+      if (unit === undefined) this.#position = this.#here(); // behind unusable samples at the end
     }
     return this.#peeked === 'end' ? undefined : this.#peeked.items;
   }
