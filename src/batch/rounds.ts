@@ -518,8 +518,9 @@ export class RoundMaker<S> {
 
     const planned = ready.map((step) => completeStep(step, this.#options));
     const last = planned.at(-1);
-    if (last !== undefined && last.after === drafts.at(-1)?.after) {
-      // A consumer that has taken all of a round stands at the start of the next one.
+    if (last !== undefined && last.after === drafts.at(-1)?.after && (!runEnds || draining)) {
+      // A consumer that has taken all of a round stands at the start of the next one. After the last
+      // step of a run it stays where it is: restored there, the run has nothing left.
       planned[planned.length - 1] = { ...last, after: this.marker };
     }
     return planned;

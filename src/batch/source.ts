@@ -66,6 +66,10 @@ export function snapshot(state: unknown): unknown {
   return typeof state === 'object' ? structuredClone(state) : state;
 }
 
+function isThenable<T>(value: unknown): value is PromiseLike<T> {
+  return typeof value === 'object' && value !== null && typeof (value as PromiseLike<T>).then === 'function';
+}
+
 /** Where a pass is continued. */
 export interface RawStart<S> {
   /** The source's own state, when it has one. */
@@ -163,7 +167,9 @@ export class RawReader<S> {
       }
       this.#skip--;
     }
-    const result = await this.#pull();
+    // A synchronous source is logged in the same turn, so that a state never misses what it gave.
+    const pulled = this.#pull();
+    const result = pulled instanceof Promise ? await pulled : pulled;
     if (result === undefined) {
       this.#ended = true;
       return undefined;
@@ -178,14 +184,19 @@ export class RawReader<S> {
     return { value };
   }
 
-  async #pull(): Promise<{ value: S } | undefined> {
+  #pull(): { value: S } | undefined | Promise<{ value: S } | undefined> {
     this.#iterator ??= iterate(this.#source, this.epoch);
-    const result: unknown = await this.#iterator.next();
-    if (typeof result !== 'object' || result === null)
-      badSource(`iterator result must be an object; got ${show(result)}`);
-    const { done, value } = result as IteratorResult<S | Promise<S>>;
-    if (done) return undefined;
-    return { value: await value }; // a synchronous iterable may yield promises
+    const result: unknown = this.#iterator.next();
+    const open = (settled: unknown): { value: S } | undefined | Promise<{ value: S }> => {
+      if (typeof settled !== 'object' || settled === null) {
+        return badSource(`iterator result must be an object; got ${show(settled)}`);
+      }
+      const { done, value } = settled as IteratorResult<S | PromiseLike<S>>;
+      if (done) return undefined;
+      // A synchronous iterable may yield promises.
+      return isThenable(value) ? Promise.resolve(value).then((awaited) => ({ value: awaited })) : { value };
+    };
+    return isThenable(result) ? Promise.resolve(result).then(open) : open(result);
   }
 
   /** Tells the source that nobody reads on. A source that is stuck is not waited for. */
