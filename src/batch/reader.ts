@@ -5,7 +5,7 @@
  * sample; its position is always the one before the peeked unit.
  */
 import { SeededRandom, seededPermutation } from '../dist/seeded-random.js';
-import { exceedsAlone, longestWithin, show, tokenBudget } from './limits.js';
+import { exceedsAlone, longestWithin, show } from './limits.js';
 import type { DroppedSample, ResolvedOptions } from './options.js';
 import {
   type PlainSequence,
@@ -278,20 +278,13 @@ export class Reader<S> {
     const { limits, maxSampleTokens, outlier, truncate } = this.#options;
     const { length, patches } = measured;
     const limit = longestWithin(limits, Math.min(maxSampleTokens, length));
-    const refuse = (why: string): never => {
-      throw sampleError(
-        id,
-        `${why}; got ${length} tokens and ${patches} patches, expected at most ${limit} tokens`,
-        'ERR_VARLEN_OVERSIZE_SAMPLE',
-        {
-          length,
-          limit: Math.min(limit, tooLong ? maxSampleTokens : tokenBudget(limits)),
-        },
-      );
+    const refuse = (why: string, most = limit): never => {
+      const problem = `${why}; got ${length} tokens and ${patches} patches, expected at most ${most} tokens`;
+      throw sampleError(id, problem, 'ERR_VARLEN_OVERSIZE_SAMPLE', { length, limit: most });
     };
     switch (outlier) {
       case 'single':
-        if (tooLong) return refuse('is longer than the model can take (maxSampleTokens)');
+        if (tooLong) return refuse('is longer than the model can take (maxSampleTokens)', maxSampleTokens);
         return [this.#item(sample, id, rawIndex, measured, true)];
       case 'error':
         return refuse('alone exceeds a budget');

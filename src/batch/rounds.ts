@@ -251,18 +251,19 @@ export class RoundMaker<S> {
     const { epoch, round, stepInRound } = this.#isReplaying()
       ? this.#resume
       : { ...this.#start, stepInRound: 0 };
+    const failed = this.#failure;
     const exchange = this.#driver.exchangePosition({
       configHash: this.#options.configHash,
       epoch,
       round,
       stepInRound,
       length: sourceLength(this.#source),
-      abort: this.#failure !== undefined,
+      abort: failed !== undefined,
     });
-    if (this.#failure !== undefined) {
+    if (failed !== undefined) {
       this.#silent = true;
       await exchange.catch(() => undefined);
-      throw this.#failure.reason;
+      throw failed.reason;
     }
     const lengths = await this.#listen(exchange);
     const { quota } = this.#options;
