@@ -52,6 +52,7 @@ export function padSequences(
   let totalTokens = 0;
   let weight = 0;
   const shift = options.labels === 'shifted' ? 1 : 0;
+  if (rows.length === 0 && size > 0) attentionMask[0] = 1; // a dummy row must attend to something
   rows.forEach((sequence, row) => {
     const { length } = sequence;
     if (sequence.inputIds.length !== length) {

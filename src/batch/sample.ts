@@ -82,6 +82,7 @@ export function sampleError(
     | 'ERR_VARLEN_SAMPLE'
     | 'ERR_VARLEN_TYPE'
     | 'ERR_VARLEN_OVERSIZE_SAMPLE'
+    | 'ERR_VARLEN_DUPLICATE_SAMPLE'
     | 'ERR_VARLEN_INCOMPATIBLE' = 'ERR_VARLEN_SAMPLE',
   details: Record<string, unknown> = {},
 ): VarlenError {

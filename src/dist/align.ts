@@ -371,12 +371,14 @@ export class AlignmentDriver {
     this.sentBytes += input.byteLength;
     let timer: NodeJS.Timeout | undefined;
     try {
-      // The group has the same deadline; ours covers a user's collective that never settles.
+      const options = { timeoutMs: this.#timeoutMs, tag: `varlen.align.${name}` };
+      const gathered = group.allGather(input, output, options);
+      // The group keeps the same deadline, first, and knows who is missing; ours covers a user's
+      // collective that never settles.
       const late = new Promise<never>((_, reject) => {
         timer = setTimeout(() => reject(this.#timeout(name, round)), this.#timeoutMs);
       });
-      const options = { timeoutMs: this.#timeoutMs, tag: `varlen.align.${name}` };
-      return await Promise.race([group.allGather(input, output, options), late]);
+      return await Promise.race([gathered, late]);
     } catch (error) {
       if (
         error instanceof VarlenError &&

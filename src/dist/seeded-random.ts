@@ -29,6 +29,17 @@ export function hash64(...parts: readonly number[]): [number, number] {
   return [mix32(low + high), mix32(high ^ (low >>> 7))];
 }
 
+/** A 64-bit hash of a long array, as 16 hex digits. */
+export function digestWords(words: Int32Array): string {
+  let low = 0x9e3779b9;
+  let high = words.length;
+  for (const word of words) {
+    low = mix32(low ^ word);
+    high = mix32((Math.imul(high, 0x01000193) ^ word) + low);
+  }
+  return low.toString(16).padStart(8, '0') + high.toString(16).padStart(8, '0');
+}
+
 /** A small fast generator (sfc32), seeded from integers by {@link hash64}. */
 export class SeededRandom {
   #a: number;
