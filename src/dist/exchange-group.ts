@@ -60,15 +60,43 @@ export interface Transport {
   close(): void;
 }
 
-interface Call {
+/** One collective of this rank, from its call until it settles. */
+class Call<T = unknown> {
   readonly op: CollectiveOp;
   readonly seq: number;
   readonly message: Uint8Array;
   readonly timeoutMs: number;
-  readonly buffers: readonly ArrayBufferLike[];
-  readonly flight: { endMs?: number; status: FlightEntry['status'] };
-  finish(arrived: Arrived): void;
-  reject(error: unknown): void;
+  readonly request: Request<T>;
+  readonly flight: PendingFlight;
+  readonly resolve: (value: T) => void;
+  readonly reject: (error: unknown) => void;
+  /** Takes the listener off the caller's signal. */
+  unlisten: (() => void) | undefined;
+
+  constructor(
+    op: CollectiveOp,
+    seq: number,
+    message: Uint8Array,
+    timeoutMs: number,
+    request: Request<T>,
+    flight: PendingFlight,
+    resolve: (value: T) => void,
+    reject: (error: unknown) => void,
+  ) {
+    this.op = op;
+    this.seq = seq;
+    this.message = message;
+    this.timeoutMs = timeoutMs;
+    this.request = request;
+    this.flight = flight;
+    this.resolve = resolve;
+    this.reject = reject;
+  }
+}
+
+interface PendingFlight {
+  endMs?: number;
+  status: FlightEntry['status'];
 }
 
 const flightEntries = 2048;
@@ -111,44 +139,46 @@ export class ExchangeGroup implements ProcessGroup {
   }
 
   barrier(options: CollectiveOptions = {}): Promise<void> {
-    return this.#call({ op: 'barrier', options, read: () => undefined });
+    return this.#call<void>('barrier', options, () => ({ read() {} }));
   }
 
   broadcast<T extends CollectiveArray>(buffer: T, root: number, options: CollectiveOptions = {}): Promise<T> {
-    return this.#call({
-      op: 'broadcast',
-      options,
-      check: () => {
-        const dtype = checkArray('broadcast', 'buffer', buffer);
-        checkRank('broadcast', 'root', root, this.size);
-        return { dtype, root, bytes: buffer.byteLength, buffers: [buffer.buffer] };
-      },
-      payload: () => (this.rank === root ? bytesOf(buffer) : noBytes),
-      read: ({ messages }) => {
-        bytesOf(buffer).set(payloadOf(messages[root]));
-        return buffer;
-      },
+    return this.#call('broadcast', options, () => {
+      const dtype = checkArray('broadcast', 'buffer', buffer);
+      checkRank('broadcast', 'root', root, this.size);
+      return {
+        dtype,
+        root,
+        bytes: buffer.byteLength,
+        buffers: [buffer.buffer],
+        payload: this.rank === root ? bytesOf(buffer) : noBytes,
+        read({ messages }) {
+          bytesOf(buffer).set(payloadOf(messages[root]));
+          return buffer;
+        },
+      };
     });
   }
 
   allReduce<T extends CollectiveArray>(buffer: T, op: ReduceOp, options: CollectiveOptions = {}): Promise<T> {
-    return this.#call({
-      op: 'allReduce',
-      options,
-      check: () => {
-        const dtype = checkArray('allReduce', 'buffer', buffer);
-        const reduction = reduceOps.indexOf(op);
-        if (reduction < 0) {
-          const problem = `is not known; got '${String(op)}', expected one of ${reduceOps.join(', ')}`;
-          throw argumentError('ERR_VARLEN_OPTION', 'allReduce', 'op', problem);
-        }
-        return { dtype, reduction, bytes: buffer.byteLength, buffers: [buffer.buffer] };
-      },
-      payload: () => bytesOf(buffer),
-      read: ({ messages }) => {
-        reduceInto(buffer, messages.map(payloadOf), op);
-        return buffer;
-      },
+    return this.#call('allReduce', options, () => {
+      const dtype = checkArray('allReduce', 'buffer', buffer);
+      const reduction = reduceOps.indexOf(op);
+      if (reduction < 0) {
+        const problem = `is not known; got '${String(op)}', expected one of ${reduceOps.join(', ')}`;
+        throw argumentError('ERR_VARLEN_OPTION', 'allReduce', 'op', problem);
+      }
+      return {
+        dtype,
+        reduction,
+        bytes: buffer.byteLength,
+        buffers: [buffer.buffer],
+        payload: bytesOf(buffer),
+        read({ messages }) {
+          reduceInto(buffer, messages.map(payloadOf), op);
+          return buffer;
+        },
+      };
     });
   }
 
@@ -160,41 +190,41 @@ export class ExchangeGroup implements ProcessGroup {
   }
 
   allGather<T extends CollectiveArray>(input: T, output: T, options: CollectiveOptions = {}): Promise<T> {
-    return this.#call({
-      op: 'allGather',
-      options,
-      check: () => {
-        const dtype = checkArray('allGather', 'input', input);
-        if (checkArray('allGather', 'output', output) !== dtype) {
-          const problem = "must have the input's element type; got another, expected the same";
-          throw argumentError('ERR_VARLEN_DTYPE', 'allGather', 'output', problem);
-        }
-        if (output.length !== input.length * this.size) {
-          const problem = `has the wrong length; got ${output.length}, expected ${input.length} * ${this.size} ranks`;
-          throw argumentError('ERR_VARLEN_SHAPE', 'allGather', 'output', problem);
-        }
-        const overlaps =
-          input.buffer === output.buffer &&
-          input.byteOffset < output.byteOffset + output.byteLength &&
-          output.byteOffset < input.byteOffset + input.byteLength;
-        if (overlaps) {
-          const problem = 'overlaps the input; got shared bytes, expected none';
-          throw argumentError('ERR_VARLEN_BUFFER', 'allGather', 'output', problem);
-        }
-        return { dtype, bytes: input.byteLength, buffers: [input.buffer, output.buffer] };
-      },
-      payload: () => bytesOf(input),
-      read: (arrived) => {
-        arrived.filled ??= new Map();
-        // Ranks of one process may gather into one and the same array: it is written once.
-        if (arrived.filled.get(output.buffer) === output.byteOffset) return output;
-        const bytes = bytesOf(output);
-        arrived.messages.forEach((message, rank) => {
-          bytes.set(payloadOf(message), rank * input.byteLength);
-        });
-        arrived.filled.set(output.buffer, output.byteOffset);
-        return output;
-      },
+    return this.#call('allGather', options, () => {
+      const dtype = checkArray('allGather', 'input', input);
+      if (checkArray('allGather', 'output', output) !== dtype) {
+        const problem = "must have the input's element type; got another, expected the same";
+        throw argumentError('ERR_VARLEN_DTYPE', 'allGather', 'output', problem);
+      }
+      if (output.length !== input.length * this.size) {
+        const problem = `has the wrong length; got ${output.length}, expected ${input.length} * ${this.size} ranks`;
+        throw argumentError('ERR_VARLEN_SHAPE', 'allGather', 'output', problem);
+      }
+      const overlaps =
+        input.buffer === output.buffer &&
+        input.byteOffset < output.byteOffset + output.byteLength &&
+        output.byteOffset < input.byteOffset + input.byteLength;
+      if (overlaps) {
+        const problem = 'overlaps the input; got shared bytes, expected none';
+        throw argumentError('ERR_VARLEN_BUFFER', 'allGather', 'output', problem);
+      }
+      return {
+        dtype,
+        bytes: input.byteLength,
+        buffers: [input.buffer, output.buffer],
+        payload: bytesOf(input),
+        read(arrived) {
+          arrived.filled ??= new Map();
+          // Ranks of one process may gather into one and the same array: it is written once.
+          if (arrived.filled.get(output.buffer) === output.byteOffset) return output;
+          const bytes = bytesOf(output);
+          arrived.messages.forEach((message, rank) => {
+            bytes.set(payloadOf(message), rank * input.byteLength);
+          });
+          arrived.filled.set(output.buffer, output.byteOffset);
+          return output;
+        },
+      };
     });
   }
 
@@ -203,58 +233,50 @@ export class ExchangeGroup implements ProcessGroup {
     options: CollectiveOptions & { maxBytes?: number } = {},
   ): Promise<Uint8Array[]> {
     const { maxBytes = 2 ** 31 - 1 } = options;
-    return this.#call({
-      op: 'allGatherV',
-      options,
-      check: () => {
-        if (checkArray('allGatherV', 'input', input) !== 0) {
-          throw argumentError(
-            'ERR_VARLEN_TYPE',
-            'allGatherV',
-            'input',
-            'must be bytes; expected a Uint8Array',
-          );
-        }
-        if (!Number.isSafeInteger(maxBytes) || maxBytes < 0) {
-          const problem = `is out of range; got ${String(maxBytes)}, expected a number of bytes`;
-          throw argumentError('ERR_VARLEN_RANGE', 'allGatherV', 'options.maxBytes', problem);
-        }
-        if (input.length > maxBytes) {
-          const problem = `is longer than options.maxBytes; got ${input.length}, expected at most ${maxBytes}`;
-          throw argumentError('ERR_VARLEN_RANGE', 'allGatherV', 'input', problem);
-        }
-        return { buffers: [input.buffer] };
-      },
-      payload: () => input,
-      read: ({ messages }) => {
-        const long = messages.findIndex((message) => payloadOf(message).length > maxBytes);
-        if (long >= 0) {
-          const message = `allGatherV: rank ${long} sent more than options.maxBytes; got ${payloadOf(messages[long]).length}, expected at most ${maxBytes}`;
-          throw varlenError('ERR_VARLEN_DIST_MISMATCH', message, { op: 'allGatherV', rank: this.rank });
-        }
-        return messages.map((message) => payloadOf(message).slice());
-      },
+    return this.#call('allGatherV', options, () => {
+      if (checkArray('allGatherV', 'input', input) !== 0) {
+        throw argumentError('ERR_VARLEN_TYPE', 'allGatherV', 'input', 'must be bytes; expected a Uint8Array');
+      }
+      if (!Number.isSafeInteger(maxBytes) || maxBytes < 0) {
+        const problem = `is out of range; got ${String(maxBytes)}, expected a number of bytes`;
+        throw argumentError('ERR_VARLEN_RANGE', 'allGatherV', 'options.maxBytes', problem);
+      }
+      if (input.length > maxBytes) {
+        const problem = `is longer than options.maxBytes; got ${input.length}, expected at most ${maxBytes}`;
+        throw argumentError('ERR_VARLEN_RANGE', 'allGatherV', 'input', problem);
+      }
+      return {
+        buffers: [input.buffer],
+        payload: input,
+        read: ({ messages }) => {
+          const long = messages.findIndex((message) => payloadOf(message).length > maxBytes);
+          if (long >= 0) {
+            const message = `allGatherV: rank ${long} sent more than options.maxBytes; got ${payloadOf(messages[long]).length}, expected at most ${maxBytes}`;
+            throw varlenError('ERR_VARLEN_DIST_MISMATCH', message, { op: 'allGatherV', rank: this.rank });
+          }
+          return messages.map((message) => payloadOf(message).slice());
+        },
+      };
     });
   }
 
   subgroup(ranks: readonly number[], options: CollectiveOptions = {}): Promise<ProcessGroup> {
-    return this.#call({
-      op: 'subgroup',
-      options,
-      check: () => {
-        checkRanks('subgroup', ranks, this.size);
-        // The list is part of the signature, so that different lists are a mismatch on every rank.
-        return { bytes: 4 * ranks.length, tag: `subgroup ${ranks.join()}` };
-      },
-      read: (_, seq) => {
-        if (ranks.includes(this.rank)) {
-          return new ExchangeGroup(this.#transport.subgroup(ranks, seq), this.#timeoutMs);
-        }
-        // Not listed: a group of which this rank is no member, closed from the start.
-        const outside = new ExchangeGroup(outsider(this.#transport, ranks.length), this.#timeoutMs);
-        outside.#state = 'closed';
-        return outside;
-      },
+    return this.#call('subgroup', options, () => {
+      checkRanks('subgroup', ranks, this.size);
+      // The list is part of the signature, so that different lists are a mismatch on every rank.
+      return {
+        bytes: 4 * ranks.length,
+        tag: `subgroup ${ranks.join()}`,
+        read: (_, seq) => {
+          if (ranks.includes(this.rank)) {
+            return new ExchangeGroup(this.#transport.subgroup(ranks, seq), this.#timeoutMs);
+          }
+          // Not listed: a group of which this rank is no member, closed from the start.
+          const outside = new ExchangeGroup(outsider(this.#transport, ranks.length), this.#timeoutMs);
+          outside.#state = 'closed';
+          return outside;
+        },
+      };
     });
   }
 
@@ -286,88 +308,93 @@ export class ExchangeGroup implements ProcessGroup {
     return this.close();
   }
 
-  #call<T>(request: Request<T>): Promise<T> {
-    const { op, options, check, payload, read } = request;
+  /** Checks, takes a sequence number, and waits its turn. What `prepare` throws takes no number. */
+  #call<T>(op: CollectiveOp, options: CollectiveOptions, prepare: () => Request<T>): Promise<T> {
     return new Promise<T>((resolve, reject) => {
       const { timeoutMs, tag, signal } = checkOptions(op, options, this.#timeoutMs);
-      const { dtype = 0, reduction = 0, root = 0, bytes = 0, buffers = [], tag: word = '' } = check?.() ?? {};
+      const request = prepare();
       this.#checkReady(op);
-      const taken = buffers.some((buffer) => this.#busy.has(buffer));
-      if (taken) {
+      const {
+        dtype = 0,
+        reduction = 0,
+        root = 0,
+        bytes = 0,
+        payload = noBytes,
+        buffers = noBuffers,
+      } = request;
+      for (const buffer of buffers) {
+        if (!this.#busy.has(buffer)) continue;
         const message = `${op}: a buffer is still in another collective of this rank`;
         throw varlenError('ERR_VARLEN_BUSY', message, { op, argument: 'buffer' });
       }
       if (signal?.aborted) throw signal.reason;
 
       const seq = ++this.#seq;
-      const message = encodeMessage(
-        { op, seq, bytes, dtype, reduction, root, tag: tag + word },
-        payload?.() ?? noBytes,
-      );
-      const flight = this.#record(op, seq, message.length - SIGNATURE_BYTES, tag);
+      const word = request.tag === undefined ? tag : tag + request.tag;
+      const message = encodeMessage({ op, seq, bytes, dtype, reduction, root, tag: word }, payload);
       for (const buffer of buffers) this.#busy.add(buffer);
-      const onAbort = () => {
-        const why = { code: 'ERR_VARLEN_DIST_ABORTED', origin: this.rank, seq } as const;
-        const text = `rank ${this.rank} gave up ${op} #${seq}: its signal fired`;
-        call.reject(signal?.reason);
-        this.#transport.fail({ ...why, message: text });
-        this.#fail({ ...why, message: text });
-      };
-      signal?.addEventListener('abort', onAbort, { once: true });
-      const settle = (status: 'done' | 'failed') => {
-        signal?.removeEventListener('abort', onAbort);
-        for (const buffer of buffers) this.#busy.delete(buffer);
-        flight.endMs = this.#transport.now();
-        flight.status = status;
-      };
-      const call: Call = {
-        op,
-        seq,
-        message,
-        timeoutMs,
-        buffers,
-        flight,
-        finish: (arrived) => {
-          settle('done');
-          resolve(read(arrived, seq));
-        },
-        reject: (error) => {
-          settle('failed');
-          reject(error);
-        },
-      };
-      this.#calls.push(call);
-      if (this.#calls.length === 1) this.#start(call);
+      const flight = this.#record(op, seq, payload.length, tag);
+      const call = new Call(op, seq, message, timeoutMs, request, flight, resolve, reject);
+      if (signal !== undefined) this.#listen(call as Call, signal);
+      this.#calls.push(call as Call);
+      if (this.#calls.length === 1) this.#start(call as Call);
     });
+  }
+
+  #listen(call: Call, signal: AbortSignal): void {
+    const onAbort = () => {
+      this.#settled(call, 'failed');
+      call.reject(signal.reason);
+      const message = `rank ${this.rank} gave up ${call.op} #${call.seq}: its signal fired`;
+      const failure = { code: 'ERR_VARLEN_DIST_ABORTED', origin: this.rank, seq: call.seq, message } as const;
+      this.#transport.fail(failure);
+      this.#fail(failure);
+    };
+    signal.addEventListener('abort', onAbort, { once: true });
+    call.unlisten = () => signal.removeEventListener('abort', onAbort);
+  }
+
+  #settled(call: Call, status: 'done' | 'failed'): void {
+    call.unlisten?.();
+    for (const buffer of call.request.buffers ?? noBuffers) this.#busy.delete(buffer);
+    call.flight.endMs = this.#transport.now();
+    call.flight.status = status;
   }
 
   #start(call: Call): void {
     void this.#transport.exchange(call.seq, call.message, call.timeoutMs).then((arrived) => {
       if (this.#state !== 'ready') return;
       this.#calls.shift();
-      if (arrived.mismatch === undefined) arrived.mismatch = findMismatch(arrived.messages) ?? null;
-      const { mismatch } = arrived;
-      try {
-        if (mismatch !== null) throw this.#mismatchError(call, mismatch.rank, mismatch.calls);
-        call.finish(arrived);
-      } catch (error) {
-        // A mismatch is seen by every rank alike; what only this rank refuses, the peers must be told.
-        if (mismatch === null) {
-          const message = `rank ${this.rank} refused the result of ${call.op} #${call.seq}`;
-          const origin = this.rank;
-          this.#transport.fail({
-            code: 'ERR_VARLEN_DIST_ABORTED',
-            origin,
-            seq: call.seq,
-            message,
-            cause: error,
-          });
-        }
-        call.reject(error);
-        this.#end(error as VarlenDistributedError);
-      }
+      this.#finish(call, arrived);
       if (this.#calls.length > 0) this.#start(this.#calls[0]);
     });
+  }
+
+  #finish(call: Call, arrived: Arrived): void {
+    if (arrived.mismatch === undefined) arrived.mismatch = findMismatch(arrived.messages) ?? null;
+    const { mismatch } = arrived;
+    try {
+      if (mismatch !== null) throw this.#mismatchError(call, mismatch.rank, mismatch.calls);
+      const result = call.request.read(arrived, call.seq);
+      this.#settled(call, 'done');
+      call.resolve(result);
+    } catch (error) {
+      // A mismatch is seen by every rank alike; what only this rank refuses, the peers must be told.
+      if (mismatch === null) {
+        const message = `rank ${this.rank} refused the result of ${call.op} #${call.seq}`;
+        const origin = this.rank;
+        this.#transport.fail({
+          code: 'ERR_VARLEN_DIST_ABORTED',
+          origin,
+          seq: call.seq,
+          message,
+          cause: error,
+        });
+      }
+      this.#settled(call, 'failed');
+      call.reject(error);
+      this.#end(error as VarlenDistributedError);
+    }
   }
 
   #mismatchError(call: Call, odd: number, calls: string[]): VarlenDistributedError {
@@ -394,7 +421,10 @@ export class ExchangeGroup implements ProcessGroup {
   #end(error: VarlenDistributedError): void {
     this.#state = 'failed';
     this.failure = error;
-    for (const call of this.#calls.splice(0)) call.reject(error);
+    for (const call of this.#calls.splice(0)) {
+      this.#settled(call, 'failed');
+      call.reject(error);
+    }
   }
 
   #checkReady(op: string): void {
@@ -413,32 +443,35 @@ export class ExchangeGroup implements ProcessGroup {
     );
   }
 
-  #record(op: string, seq: number, bytes: number, tag: string): Call['flight'] {
+  #record(op: string, seq: number, bytes: number, tag: string): PendingFlight {
     const startMs = this.#transport.now();
-    const entry = { seq, op, bytes, startMs, status: 'pending' as FlightEntry['status'] };
-    const tagged = tag === '' ? entry : { ...entry, tag };
-    this.#flight.push(tagged);
+    const entry: FlightEntry =
+      tag === ''
+        ? { seq, op, bytes, startMs, status: 'pending' }
+        : { seq, op, bytes, tag, startMs, status: 'pending' };
+    this.#flight.push(entry);
     if (this.#flight.length > flightEntries) this.#flight.shift();
-    return tagged;
+    return entry as PendingFlight;
   }
 }
 
+/** A checked collective: what the ranks must agree on, what this one sends, what it does with the answer. */
 interface Request<T> {
-  readonly op: CollectiveOp;
-  readonly options: CollectiveOptions;
-  /** Throws on bad arguments; returns what the ranks must agree on and the buffers in use. */
-  check?(): {
-    dtype?: number;
-    reduction?: number;
-    root?: number;
-    bytes?: number;
-    buffers?: readonly ArrayBufferLike[];
-    /** Added to the caller's tag. */
-    tag?: string;
-  };
-  payload?(): Uint8Array;
+  readonly dtype?: number;
+  readonly reduction?: number;
+  readonly root?: number;
+  /** Payload bytes that must be equal on all ranks. */
+  readonly bytes?: number;
+  /** Added to the caller's tag. */
+  readonly tag?: string;
+  /** Memory that no other collective of this rank may use meanwhile. */
+  readonly buffers?: readonly ArrayBufferLike[];
+  /** Copied before the call returns. */
+  readonly payload?: Uint8Array;
   read(arrived: Arrived, seq: number): T;
 }
+
+const noBuffers: readonly ArrayBufferLike[] = [];
 
 /** What a rank holds of a group that does not list it. */
 function outsider(parent: Transport, size: number): Transport {

@@ -43,17 +43,24 @@ const magic = 0x4c524156;
 /** A message: the signature, then the payload. */
 export function encodeMessage(signature: CallSignature, payload: Uint8Array): Uint8Array {
   const message = new Uint8Array(SIGNATURE_BYTES + payload.length);
-  const words = new Uint32Array(message.buffer, 0, SIGNATURE_BYTES / 4);
-  words[0] = magic;
-  words[1] = collectiveOps.indexOf(signature.op);
-  words[2] = signature.seq;
-  words[3] = Math.floor(signature.seq / 4294967296);
-  words[4] = signature.bytes;
-  words[5] = Math.floor(signature.bytes / 4294967296);
-  words[6] = signature.dtype | (signature.reduction << 8) | (signature.root << 16);
-  words[7] = signature.tag === '' ? 0 : fnv1a(signature.tag);
+  // Byte by byte: asking a short array for its buffer would move it off the JavaScript heap.
+  writeWord(message, 0, magic);
+  writeWord(message, 4, collectiveOps.indexOf(signature.op));
+  writeWord(message, 8, signature.seq);
+  writeWord(message, 12, Math.floor(signature.seq / 4294967296));
+  writeWord(message, 16, signature.bytes);
+  writeWord(message, 20, Math.floor(signature.bytes / 4294967296));
+  writeWord(message, 24, signature.dtype | (signature.reduction << 8) | (signature.root << 16));
+  writeWord(message, 28, signature.tag === '' ? 0 : fnv1a(signature.tag));
   message.set(payload, SIGNATURE_BYTES);
   return message;
+}
+
+function writeWord(message: Uint8Array, at: number, word: number): void {
+  message[at] = word;
+  message[at + 1] = word >>> 8;
+  message[at + 2] = word >>> 16;
+  message[at + 3] = word >>> 24;
 }
 
 /** The rank whose signature differs from rank 0's, with a description of each rank's call; or undefined. */

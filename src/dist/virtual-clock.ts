@@ -68,7 +68,7 @@ export class VirtualClock {
     }
     // Node empties the microtask queue, then runs what nextTick holds: a tick that is asked for inside a
     // microtask comes after all of them. Four times faster than setImmediate.
-    queueMicrotask(() => process.nextTick(then));
+    void settledPromise.then(() => process.nextTick(then));
   }
 
   #push(event: Event): void {
@@ -99,6 +99,9 @@ export class VirtualClock {
     return first;
   }
 }
+
+// Its `then` is a plain microtask; queueMicrotask makes an async resource as well.
+const settledPromise = Promise.resolve();
 
 interface Event {
   readonly at: number;
