@@ -72,7 +72,7 @@ class BackwardBlock {
     const LiveBlocks live(problem_.options, problem_.sequence, problem_.group);
     for (int64_t b = live.FirstRowBlock(key_block_); b < live.EndRowBlock(key_block_); ++b) {
       if (!live(b, key_block_)) continue;
-      if (!AddRows(b, live)) return;  // cancelled
+      if (!AddRows(b, live)) return;  // cancelled, or out of memory elsewhere
     }
     StoreKeys();
   }
@@ -114,6 +114,7 @@ class BackwardBlock {
     info_.Fill(problem_, row_begin_, rows_);
     PackRows();
     for (int64_t first = 0; first < rows_; first += kPanel) {
+      if (Cancelled()) return false;
       if (rows_ - first > kLanes) {
         Differentiate<2>(first);
       } else {

@@ -87,7 +87,7 @@ int64_t LiveBlocks::Next(int64_t row_block, int64_t key_block) const {
 namespace {
 
 // Kept (row, key) pairs of rows [begin, end), near enough to order tasks by: the band is exact at
-// three tokens, a tree counts in key blocks.
+// three tokens, a tree is sampled.
 double PairsOf(const Options& options, const Sequence& sequence, int64_t group, int64_t begin,
                int64_t end) {
   const Band band(options, sequence);
@@ -99,9 +99,10 @@ double PairsOf(const Options& options, const Sequence& sequence, int64_t group, 
   double per_row = (keys(first) + 4 * keys((first + last) / 2) + keys(last)) / 6;
   if (options.key_end) {
     const int32_t* tree = options.key_end.data() + sequence.k_begin;
+    const int64_t end = band.KeysOf(last).end;
+    const int64_t step = std::max(kKeyBlock, end / 64);  // at most 64 keys stand for all
     int64_t live = 0, seen = 0;
-    for (int64_t j = 0; j < band.KeysOf(last).end;
-         j += kKeyBlock) {  // one key stands for its block
+    for (int64_t j = 0; j < end; j += step) {
       ++seen;
       live += tree[j] > first ? 1 : 0;
     }
