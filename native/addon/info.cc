@@ -1,6 +1,7 @@
 #include "addon/info.h"
 
 #include "core/cuda/probe.h"
+#include "core/isa.h"
 
 namespace varlen::addon {
 namespace {
@@ -20,7 +21,7 @@ Napi::Value Info(const Napi::CallbackInfo& call) {
     devices.Set(devices.Length(), entry);
   }
   Napi::Object info = Napi::Object::New(env);
-  info.Set("isa", "baseline");
+  info.Set("isa", NameOf(ActiveIsa()));
   info.Set("cudaProblem", CudaProblemName(cuda.problem));
   info.Set("cudaReason", cuda.reason);
   info.Set("runtimeVersion", cuda.runtime_version);
