@@ -13,8 +13,7 @@ import {
   varlenAttentionBackward,
 } from '../../src/index.js';
 import { badCuSeqlens } from '../support/arbitraries.js';
-import { bitsOf, device, tensor, valuesOf } from '../support/attention.js';
-import { runs } from '../support/runs.js';
+import { bitsOf, device, tensor, tries, valuesOf } from '../support/attention.js';
 import { rejected, thrown } from '../support/thrown.js';
 
 // Every mistake a caller can make: the code, the argument's name, and that nothing is left behind.
@@ -137,7 +136,7 @@ describe('offsets', () => {
         expect([error.code, error.details.op]).toEqual(['ERR_VARLEN_CU_SEQLENS', 'varlenAttention']);
         expect(((await rejected(late.softmaxLse.data())) as VarlenError).code).toBe('ERR_VARLEN_CU_SEQLENS');
       }),
-      { numRuns: runs(200) },
+      { numRuns: tries(200) },
     );
   });
 

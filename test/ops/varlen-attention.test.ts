@@ -1,10 +1,12 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
-import { describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import {
   type DType,
   deviceInfo,
+  memoryStats,
+  scope,
   setNumThreads,
   Tensor,
   type VarlenAttentionOptions,
@@ -25,9 +27,22 @@ import {
   shapesOf,
   tensor,
   tensorsOf,
+  tries,
   valuesOf,
 } from '../support/attention.js';
-import { runs } from '../support/runs.js';
+
+/** A test body whose tensors go when it ends. */
+function scoped<T extends unknown[]>(body: (...args: T) => void): (...args: T) => void {
+  return (...args) => scope(() => body(...args));
+}
+
+let alive: number;
+beforeEach(() => {
+  alive = memoryStats().liveTensors;
+});
+afterEach(() => {
+  expect(memoryStats().liveTensors).toBe(alive); // every tensor of a test is disposed, ours inside too
+});
 
 /** Forward and backward of a case, everything disposed but the copies. */
 function attend(c: AttentionCase, { dtype = 'float32' as DType, withDLse = false } = {}) {
@@ -166,72 +181,84 @@ describe('the worked example', () => {
     }
   };
 
-  test('causal gives its out, softmaxLse and gradients', () => {
-    const { out, softmaxLse, dq, dk, dv } = call({ causal: true });
-    // biome-ignore format: one row per line
-    expectNear(out, [
+  test(
+    'causal gives its out, softmaxLse and gradients',
+    scoped(() => {
+      const { out, softmaxLse, dq, dk, dv } = call({ causal: true });
+      // biome-ignore format: one row per line
+      expectNear(out, [
       .130855, -.02342, .142463, -.069853,
       .020699, .098554, .033484, .06101,
       0, 0, 0, 0,
       .5, -.25, .5, -.25,
       .392463, -.357537, .349953, -.400047,
     ]);
-    // biome-ignore format: one row per line
-    expectNear(softmaxLse, [
+      // biome-ignore format: one row per line
+      expectNear(softmaxLse, [
       .61612, 1.085551, null, .21875, .843627,
       .656127, 1.097916, null, .25, .573012,
     ]);
-    // biome-ignore format: one row per line
-    expectNear(dq, [
+      // biome-ignore format: one row per line
+      expectNear(dq, [
       .058465, .058465, -.005745, -.005745,
       -.029616, -.031411, .016065, -.004113,
       0, 0, 0, 0,
       0, 0, 0, 0,
       -.017235, .02298, .005624, -.007499,
     ]);
-    // biome-ignore format: one row per line
-    expectNear(dk, [
+      // biome-ignore format: one row per line
+      expectNear(dk, [
       .06085, -.026679, -.054315, .020657, -.006535, .006022,
       0, 0, -.022859, .001875, .022859, -.001875,
     ]);
-    // biome-ignore format: one row per line
-    expectNear(dv, [
+      // biome-ignore format: one row per line
+      expectNear(dv, [
       -.014686, .187347, -.043604, .129103, .058291, -.06645,
       0, 0, .284926, -.45749, .215074, -.04251,
     ]);
-  });
+    }),
+  );
 
-  test('full attention gives its out and softmaxLse', () => {
-    const { out, softmaxLse } = call({});
-    // biome-ignore format: one row per line
-    expectNear(out, [
+  test(
+    'full attention gives its out and softmaxLse',
+    scoped(() => {
+      const { out, softmaxLse } = call({});
+      // biome-ignore format: one row per line
+      expectNear(out, [
       -.022227, .086479, -.008612, .053272,
       .020699, .098554, .033484, .06101,
       .346228, -.403772, .398167, -.351833,
       .396275, -.353725, .394374, -.355626,
       .392463, -.357537, .349953, -.400047,
     ]);
-    // biome-ignore format: one row per line
-    expectNear(softmaxLse, [
+      // biome-ignore format: one row per line
+      expectNear(softmaxLse, [
       1.130192, 1.085551, .67349, .754721, .843627,
       1.142165, 1.097916, .710623, .799055, .573012,
     ]);
-  });
+    }),
+  );
 
-  test('a window of one key to the left changes row 1', () => {
-    const { out, dk } = call({ causal: true, windowSize: [1, 0] });
-    expectNear(out, [0.130855, -0.02342, 0.142463, -0.069853, -0.096228, 0.403772, -0.098084, 0.401916]);
-    expectNear(dk, [0.033232, -0.019488, -0.038703, 0.013862, 0.005471, 0.005626]);
-  });
+  test(
+    'a window of one key to the left changes row 1',
+    scoped(() => {
+      const { out, dk } = call({ causal: true, windowSize: [1, 0] });
+      expectNear(out, [0.130855, -0.02342, 0.142463, -0.069853, -0.096228, 0.403772, -0.098084, 0.401916]);
+      expectNear(dk, [0.033232, -0.019488, -0.038703, 0.013862, 0.005471, 0.005626]);
+    }),
+  );
 
-  test('a softcap bends the scores, alibi tilts them', () => {
-    expectNear(call({ causal: true, softcap: 0.5 }).out, [0.130699, -0.022797, 0.141886, -0.067546]);
-    const tilted = call({ causal: true, alibiSlopes: Float32Array.of(0.5, 0.25) });
-    expectNear(
-      tilted.out,
-      [0.099953, 0.100188, 0.126953, -0.007812, -0.05217, 0.199844, -0.004815, 0.121886],
-    );
-  });
+  test(
+    'a softcap bends the scores, alibi tilts them',
+    scoped(() => {
+      expectNear(call({ causal: true, softcap: 0.5 }).out, [0.130699, -0.022797, 0.141886, -0.067546]);
+      const tilted = call({ causal: true, alibiSlopes: Float32Array.of(0.5, 0.25) });
+      expectNear(
+        tilted.out,
+        [0.099953, 0.100188, 0.126953, -0.007812, -0.05217, 0.199844, -0.004815, 0.121886],
+      );
+    }),
+  );
 });
 
 // --- gold vectors -------------------------------------------------------------------------------
@@ -245,50 +272,53 @@ describe('gold vectors', () => {
   });
 
   describe.each(['float32', 'float16', 'bfloat16'] as const)('%s', (dtype) => {
-    test.each(gold.cases)('$name', ({ options, inputs, ...want }) => {
-      const { numHeads, numKvHeads, headDim, cuSeqlensQ, cuSeqlensK, ...rest } = options;
-      const shape = (values: readonly number[], heads: number) => [
-        values.length / (heads * headDim),
-        heads,
-        headDim,
-      ];
-      const make = (values: readonly number[], heads: number) =>
-        tensor(Float32Array.from(values), shape(values, heads), dtype);
-      const ints = (values: ArrayLike<number> | undefined) => values && Int32Array.from(values);
-      const given = {
-        ...rest,
-        cuSeqlensQ: Int32Array.from(cuSeqlensQ),
-        cuSeqlensK: Int32Array.from(cuSeqlensK),
-        seqUsedQ: ints(rest.seqUsedQ),
-        seqUsedK: ints(rest.seqUsedK),
-        keyEnd: ints(rest.keyEnd),
-        alibiSlopes: rest.alibiSlopes && Float32Array.from(rest.alibiSlopes),
-      } as VarlenAttentionOptions;
-      const q = make(inputs.q, numHeads);
-      const { out, softmaxLse, saved } = varlenAttention(
-        q,
-        make(inputs.k, numKvHeads),
-        make(inputs.v, numKvHeads),
-        given,
-      );
-      const dLse = inputs.dLse && tensor(Float32Array.from(inputs.dLse), [numHeads, q.shape[0]]);
-      const gradients = varlenAttentionBackward(make(inputs.dOut, numHeads), saved, dLse ? { dLse } : {});
+    test.each(gold.cases)(
+      '$name',
+      scoped(({ options, inputs, ...want }) => {
+        const { numHeads, numKvHeads, headDim, cuSeqlensQ, cuSeqlensK, ...rest } = options;
+        const shape = (values: readonly number[], heads: number) => [
+          values.length / (heads * headDim),
+          heads,
+          headDim,
+        ];
+        const make = (values: readonly number[], heads: number) =>
+          tensor(Float32Array.from(values), shape(values, heads), dtype);
+        const ints = (values: ArrayLike<number> | undefined) => values && Int32Array.from(values);
+        const given = {
+          ...rest,
+          cuSeqlensQ: Int32Array.from(cuSeqlensQ),
+          cuSeqlensK: Int32Array.from(cuSeqlensK),
+          seqUsedQ: ints(rest.seqUsedQ),
+          seqUsedK: ints(rest.seqUsedK),
+          keyEnd: ints(rest.keyEnd),
+          alibiSlopes: rest.alibiSlopes && Float32Array.from(rest.alibiSlopes),
+        } as VarlenAttentionOptions;
+        const q = make(inputs.q, numHeads);
+        const { out, softmaxLse, saved } = varlenAttention(
+          q,
+          make(inputs.k, numKvHeads),
+          make(inputs.v, numKvHeads),
+          given,
+        );
+        const dLse = inputs.dLse && tensor(Float32Array.from(inputs.dLse), [numHeads, q.shape[0]]);
+        const gradients = varlenAttentionBackward(make(inputs.dOut, numHeads), saved, dLse ? { dLse } : {});
 
-      const tolerance = gold.tolerance[dtype];
-      for (const [name, got] of Object.entries({
-        out,
-        dq: gradients.dq,
-        dk: gradients.dk,
-        dv: gradients.dv,
-      })) {
-        const wanted = want[name as 'out' | 'dq' | 'dk' | 'dv'];
-        expect(maxError(valuesOf(got), wanted), name).toBeLessThanOrEqual(tolerance * maxAbs(wanted));
-      }
-      const lse = want.softmaxLse.map((x) => x ?? -Infinity);
-      expect(maxError(valuesOf(softmaxLse), lse)).toBeLessThanOrEqual(
-        gold.tolerance.float32 * (1 + maxAbs(lse)),
-      );
-    });
+        const tolerance = gold.tolerance[dtype];
+        for (const [name, got] of Object.entries({
+          out,
+          dq: gradients.dq,
+          dk: gradients.dk,
+          dv: gradients.dv,
+        })) {
+          const wanted = want[name as 'out' | 'dq' | 'dk' | 'dv'];
+          expect(maxError(valuesOf(got), wanted), name).toBeLessThanOrEqual(tolerance * maxAbs(wanted));
+        }
+        const lse = want.softmaxLse.map((x) => x ?? -Infinity);
+        expect(maxError(valuesOf(softmaxLse), lse)).toBeLessThanOrEqual(
+          gold.tolerance.float32 * (1 + maxAbs(lse)),
+        );
+      }),
+    );
   });
 });
 
@@ -300,7 +330,7 @@ describe('properties', () => {
       fc.property(packs, masksAndScores, fc.boolean(), (shape, options, withDLse) => {
         expectAccurate(makeCase(shape, options), withDLse);
       }),
-      { numRuns: runs(150) },
+      { numRuns: tries(150) },
     );
   });
 
@@ -312,7 +342,7 @@ describe('properties', () => {
         keyEnd.set(ends);
         expectAccurate(makeCase({ ...shape, tailQ: shape.tailK }, { causal: true, softcap }, { keyEnd }));
       }),
-      { numRuns: runs(80) },
+      { numRuns: tries(80) },
     );
   });
 
@@ -321,7 +351,7 @@ describe('properties', () => {
       fc.property(packs, masksAndScores, (shape, options) => {
         expectPackedEqualsAlone(makeCase(shape, options));
       }),
-      { numRuns: runs(60) },
+      { numRuns: tries(60) },
     );
   });
 
@@ -354,7 +384,7 @@ describe('properties', () => {
         expect(after.dq).toEqual(reorder(before.dq, cuSeqlensQ, numHeads * headDim));
         expect(after.dk).toEqual(reorder(before.dk, cuSeqlensK, numKvHeads * headDim));
       }),
-      { numRuns: runs(40) },
+      { numRuns: tries(40) },
     );
   });
 
@@ -377,7 +407,7 @@ describe('properties', () => {
             }
           }
         }),
-        { numRuns: runs(15) },
+        { numRuns: tries(15) },
       );
     } finally {
       setNumThreads(before);
@@ -388,14 +418,15 @@ describe('properties', () => {
     fc.assert(
       fc.property(packs, masksAndScores, fc.boolean(), (shape, options, ofLse) => {
         const c = makeCase({ ...shape, tailQ: 0, tailK: 0 }, { ...options, softmaxScale: 0.3 });
-        const { q, k, v } = tensorsOf(c);
+        const { q, k, v, dOut, dLse } = tensorsOf(c);
         const attention = (...inputs: Tensor[]) => {
           const result = varlenAttention(inputs[0], inputs[1], inputs[2], c.options);
           return ofLse ? result.softmaxLse : result.out;
         };
-        expect(gradCheck(attention, [q, k, v])).toBeLessThan(2e-3);
+        expect(gradCheck(attention, [q, k, v])).toBeLessThan(1e-3);
+        for (const t of [q, k, v, dOut, dLse]) t.dispose();
       }),
-      { numRuns: runs(25) },
+      { numRuns: tries(25) },
     );
   });
 
@@ -418,119 +449,131 @@ describe('properties', () => {
           ]);
         }
       }),
-      { numRuns: runs(30) },
+      { numRuns: tries(30) },
     );
   });
 
-  test('offsets in tensors, one name for both sides and two names give the same bits', () => {
-    const shape = { numHeads: 4, numKvHeads: 2, headDim: 16, tailQ: 0, tailK: 0, seed: 4 };
-    const lengths = [5, 0, 70, 1];
-    const c = makeCase({ ...shape, lengthsQ: lengths, lengthsK: lengths }, { causal: true });
-    const { q, k, v } = tensorsOf(c);
-    const want = bitsOf(varlenAttention(q, k, v, c.options).out);
-    const { cuSeqlensQ: cuSeqlens } = c.options;
-    const inTensor = Tensor.from(cuSeqlens, { device });
-    const spellings: VarlenAttentionOptions[] = [
-      { cuSeqlens },
-      { cuSeqlens, maxSeqlen: 70 },
-      { cuSeqlens, maxSeqlen: 1e6 },
-      { cuSeqlensQ: cuSeqlens },
-      { cuSeqlensQ: cuSeqlens, cuSeqlensK: cuSeqlens, maxSeqlenQ: 70, maxSeqlenK: 71 },
-      { cuSeqlens: inTensor, maxSeqlen: 70 },
-      { cuSeqlens: inTensor, maxSeqlen: 70, validate: 'full' },
-      { cuSeqlens: inTensor, maxSeqlen: 70, validate: 'none' },
-      { cuSeqlensQ: inTensor, cuSeqlensK: cuSeqlens, maxSeqlenQ: 70 },
-      { cuSeqlens, seqUsedQ: Int32Array.from(lengths), seqUsedK: Int32Array.from(lengths) },
-      { cuSeqlens, numSplits: 1 },
-      { cuSeqlens, deterministic: false },
-      { cuSeqlens, softmaxScale: 0.25, windowSize: [-1, 0], softcap: 0 },
-    ];
-    for (const spelling of spellings) {
-      const { out } = varlenAttention(q, k, v, { causal: true, ...spelling });
-      expect(bitsOf(out).equals(want)).toBe(true);
-    }
-  });
-
-  test('views of one packed qkv tensor, and results written into given tensors, change no bit', () => {
-    const c = makeCase({
-      numHeads: 2,
-      numKvHeads: 2,
-      headDim: 8,
-      lengthsQ: [3, 40],
-      lengthsK: [3, 40],
-      tailQ: 0,
-      tailK: 0,
-      seed: 8,
-    });
-    const { q, k, v, dOut } = tensorsOf(c);
-    const want = attend(c).bits;
-    const [rows, heads, headDim] = q.shape;
-    const packed = new Float32Array(3 * q.size);
-    for (const [i, part] of [c.q, c.k, c.v].entries()) {
-      for (let row = 0; row < rows; row++) {
-        packed.set(
-          part.subarray(row * heads * headDim, (row + 1) * heads * headDim),
-          (3 * row + i) * heads * headDim,
-        );
+  test(
+    'offsets in tensors, one name for both sides and two names give the same bits',
+    scoped(() => {
+      const shape = { numHeads: 4, numKvHeads: 2, headDim: 16, tailQ: 0, tailK: 0, seed: 4 };
+      const lengths = [5, 0, 70, 1];
+      const c = makeCase({ ...shape, lengthsQ: lengths, lengthsK: lengths }, { causal: true });
+      const { q, k, v } = tensorsOf(c);
+      const want = bitsOf(varlenAttention(q, k, v, c.options).out);
+      const { cuSeqlensQ: cuSeqlens } = c.options;
+      const inTensor = Tensor.from(cuSeqlens, { device });
+      const spellings: VarlenAttentionOptions[] = [
+        { cuSeqlens },
+        { cuSeqlens, maxSeqlen: 70 },
+        { cuSeqlens, maxSeqlen: 1e6 },
+        { cuSeqlensQ: cuSeqlens },
+        { cuSeqlensQ: cuSeqlens, cuSeqlensK: cuSeqlens, maxSeqlenQ: 70, maxSeqlenK: 71 },
+        { cuSeqlens: inTensor, maxSeqlen: 70 },
+        { cuSeqlens: inTensor, maxSeqlen: 70, validate: 'full' },
+        { cuSeqlens: inTensor, maxSeqlen: 70, validate: 'none' },
+        { cuSeqlensQ: inTensor, cuSeqlensK: cuSeqlens, maxSeqlenQ: 70 },
+        { cuSeqlens, seqUsedQ: Int32Array.from(lengths), seqUsedK: Int32Array.from(lengths) },
+        { cuSeqlens, numSplits: 1 },
+        { cuSeqlens, deterministic: false },
+        { cuSeqlens, softmaxScale: 0.25, windowSize: [-1, 0], softcap: 0 },
+      ];
+      for (const spelling of spellings) {
+        const { out } = varlenAttention(q, k, v, { causal: true, ...spelling });
+        expect(bitsOf(out).equals(want)).toBe(true);
       }
-    }
-    const qkv = tensor(packed, [rows, 3 * heads, headDim]);
-    const view = (i: number) => qkv.slice(1, i * heads, (i + 1) * heads);
-    const empty = (like: Tensor) => Tensor.empty(like.shape, { dtype: 'float32', device });
-    const out = empty(q);
-    const result = varlenAttention(view(0), view(1), view(2), { ...c.options, out });
-    expect(result.out).toBe(out);
-    expect(bitsOf(out).equals(want.out)).toBe(true);
-    const [dq, dk, dv] = [empty(q), empty(k), empty(v)];
-    const gradients = varlenAttentionBackward(dOut, result.saved, { dq, dk, dv });
-    expect(gradients.dq).toBe(dq);
-    expect(bitsOf(dq).equals(want.dq)).toBe(true);
-    expect(bitsOf(dk).equals(want.dk)).toBe(true);
-    expect(bitsOf(dv).equals(want.dv)).toBe(true);
-  });
+    }),
+  );
 
-  test('what the caller does to its arrays after the call changes nothing', () => {
-    const c = makeCase(
-      {
+  test(
+    'views of one packed qkv tensor, and results written into given tensors, change no bit',
+    scoped(() => {
+      const c = makeCase({
         numHeads: 2,
-        numKvHeads: 1,
+        numKvHeads: 2,
         headDim: 8,
-        lengthsQ: [9, 4],
-        lengthsK: [9, 4],
+        lengthsQ: [3, 40],
+        lengthsK: [3, 40],
         tailQ: 0,
         tailK: 0,
-        seed: 3,
-      },
-      { causal: true, alibi: 'perHead' },
-    );
-    const want = attend(c).bits;
-    const { q, k, v, dOut } = tensorsOf(c);
-    const result = varlenAttention(q, k, v, c.options);
-    c.options.cuSeqlensQ.fill(-5);
-    c.options.cuSeqlensK.fill(2 ** 30);
-    (c.options.alibiSlopes as Float32Array).fill(Number.NaN);
-    expect(bitsOf(result.out).equals(want.out)).toBe(true);
-    expect(bitsOf(varlenAttentionBackward(dOut, result.saved).dk).equals(want.dk)).toBe(true);
-  });
+        seed: 8,
+      });
+      const { q, k, v, dOut } = tensorsOf(c);
+      const want = attend(c).bits;
+      const [rows, heads, headDim] = q.shape;
+      const packed = new Float32Array(3 * q.size);
+      for (const [i, part] of [c.q, c.k, c.v].entries()) {
+        for (let row = 0; row < rows; row++) {
+          packed.set(
+            part.subarray(row * heads * headDim, (row + 1) * heads * headDim),
+            (3 * row + i) * heads * headDim,
+          );
+        }
+      }
+      const qkv = tensor(packed, [rows, 3 * heads, headDim]);
+      const view = (i: number) => qkv.slice(1, i * heads, (i + 1) * heads);
+      const empty = (like: Tensor) => Tensor.empty(like.shape, { dtype: 'float32', device });
+      const out = empty(q);
+      const result = varlenAttention(view(0), view(1), view(2), { ...c.options, out });
+      expect(result.out).toBe(out);
+      expect(bitsOf(out).equals(want.out)).toBe(true);
+      const [dq, dk, dv] = [empty(q), empty(k), empty(v)];
+      const gradients = varlenAttentionBackward(dOut, result.saved, { dq, dk, dv });
+      expect(gradients.dq).toBe(dq);
+      expect(bitsOf(dq).equals(want.dq)).toBe(true);
+      expect(bitsOf(dk).equals(want.dk)).toBe(true);
+      expect(bitsOf(dv).equals(want.dv)).toBe(true);
+    }),
+  );
 
-  test('10^6 sequences of one token, and one of 2^20 rows under a narrow window, work', () => {
-    const million = 10 ** 6;
-    const values = Float32Array.from({ length: million }, (_, i) => (i % 7) - 3);
-    const t = tensor(values, [million, 1, 1]);
-    const cuSeqlens = Int32Array.from({ length: million + 1 }, (_, i) => i);
-    using packed = varlenAttention(t, t, t, { cuSeqlens, causal: true });
-    expect(valuesOf(packed.out)).toEqual(values); // one key: its value
+  test(
+    'what the caller does to its arrays after the call changes nothing',
+    scoped(() => {
+      const c = makeCase(
+        {
+          numHeads: 2,
+          numKvHeads: 1,
+          headDim: 8,
+          lengthsQ: [9, 4],
+          lengthsK: [9, 4],
+          tailQ: 0,
+          tailK: 0,
+          seed: 3,
+        },
+        { causal: true, alibi: 'perHead' },
+      );
+      const want = attend(c).bits;
+      const { q, k, v, dOut } = tensorsOf(c);
+      const result = varlenAttention(q, k, v, c.options);
+      c.options.cuSeqlensQ.fill(-5);
+      c.options.cuSeqlensK.fill(2 ** 30);
+      (c.options.alibiSlopes as Float32Array).fill(Number.NaN);
+      expect(bitsOf(result.out).equals(want.out)).toBe(true);
+      expect(bitsOf(varlenAttentionBackward(dOut, result.saved).dk).equals(want.dk)).toBe(true);
+    }),
+  );
 
-    const long = tensor(new Float32Array(2 ** 20).fill(1), [2 ** 20, 1, 1]);
-    using windowed = varlenAttention(long, long, long, {
-      cuSeqlens: Int32Array.of(0, 2 ** 20),
-      windowSize: [2, 2],
-      causal: true,
-    });
-    const lse = valuesOf(windowed.softmaxLse);
-    expect(lse[0]).toBeCloseTo(1, 6);
-    expect(lse[2 ** 20 - 1]).toBeCloseTo(1 + Math.log(3), 6); // three keys of score 1
-  });
+  test(
+    '10^6 sequences of one token, and one of 2^20 rows under a narrow window, work',
+    scoped(() => {
+      const million = 10 ** 6;
+      const values = Float32Array.from({ length: million }, (_, i) => (i % 7) - 3);
+      const t = tensor(values, [million, 1, 1]);
+      const cuSeqlens = Int32Array.from({ length: million + 1 }, (_, i) => i);
+      using packed = varlenAttention(t, t, t, { cuSeqlens, causal: true });
+      expect(bitsOf(packed.out).equals(Buffer.from(values.buffer))).toBe(true); // one key: its value
+
+      const long = tensor(new Float32Array(2 ** 20).fill(1), [2 ** 20, 1, 1]);
+      using windowed = varlenAttention(long, long, long, {
+        cuSeqlens: Int32Array.of(0, 2 ** 20),
+        windowSize: [2, 2],
+        causal: true,
+      });
+      const lse = valuesOf(windowed.softmaxLse);
+      expect(lse[0]).toBeCloseTo(1, 6);
+      expect(lse[2 ** 20 - 1]).toBeCloseTo(1 + Math.log(3), 6); // three keys of score 1
+    }),
+  );
 
   test('a shared prompt equals one sequence per answer', () => {
     const [prompt, answers] = [20, [7, 1, 12]];
@@ -577,5 +620,6 @@ describe('properties', () => {
 });
 
 test('where VARLEN_REQUIRE_CUDA asks for the GPU, it answers', () => {
-  expect(tensor(Float32Array.of(1), [1]).device.kind).toBe(device);
+  using one = tensor(Float32Array.of(1), [1]);
+  expect(one.device.kind).toBe(device);
 });

@@ -2,6 +2,7 @@ import { type DType, Tensor, type TypedArray, type VarlenAttentionOptions } from
 import { type AttentionReference, varlenAttentionReference } from '../../src/testing/index.js';
 import { cuSeqlensOf, type MaskAndScore, type PackShape } from './arbitraries.js';
 import { normals } from './random.js';
+import { runs } from './runs.js';
 
 /** Everything one call of attention needs, as host arrays. */
 export interface AttentionCase {
@@ -125,4 +126,9 @@ export function maxAbs(values: ArrayLike<number>): number {
     if (Number.isFinite(values[i])) max = Math.max(max, Math.abs(values[i]));
   }
   return max;
+}
+
+/** Random cases of a property that runs kernels: a full test run tries twenty times as many, not all it asks for. */
+export function tries(inCi: number): number {
+  return Math.min(runs(inCi), 20 * inCi);
 }
