@@ -246,7 +246,7 @@ export function call(
         if (value === undefined && optional) break;
         if (value instanceof HandleOwner) {
           slot = handleOf(name, argument, value);
-        } else if (value instanceof hostArrays[kind]) {
+        } else if (ArrayBuffer.isView(value) && value instanceof hostArrays[kind]) {
           checkBuffer(name, argument, value);
           slot = -1;
           arrays.push(value);

@@ -135,6 +135,13 @@ function checkLengths(given: VarlenAttentionOptions): void {
   );
 }
 
+/** The native op's -1 asks for a computed maximum; a caller asks for that by giving none. */
+function readMaxSeqlen(argument: string, value: number | undefined): number {
+  if (value === undefined) return -1;
+  if (typeof value !== 'number' || !(value < 0)) return value; // its type is checked where all are
+  throw argumentError('ERR_VARLEN_MAX_SEQLEN', OP, argument, `is negative; got ${value}, expected tokens`);
+}
+
 const SHARED_SPELLING = {
   cuSeqlensQ: 'cuSeqlens',
   maxSeqlenQ: 'maxSeqlen',
@@ -182,7 +189,11 @@ interface NativeArguments {
 }
 
 function nativeArguments(q: Tensor, k: Tensor, v: Tensor, given: VarlenAttentionOptions): NativeArguments {
-  const { validate = 'device', numSplits = 'auto', cuSeqlensK, maxSeqlenQ, maxSeqlen } = given;
+  // Defaults by destructuring: `undefined` asks for one, `null` is a wrong type.
+  const { validate = 'device', numSplits = 'auto', causal = false, deterministic = true } = given;
+  const { softmaxScale = (q.shape.at(-1) ?? 1) ** -0.5, softcap = 0 } = given;
+  const { cuSeqlens, cuSeqlensQ = cuSeqlens, cuSeqlensK, maxSeqlen } = given;
+  const { maxSeqlenQ = maxSeqlen, maxSeqlenK = cuSeqlensK === undefined ? maxSeqlenQ : undefined } = given;
   if (!Object.hasOwn(VALIDATE, validate)) {
     throw argumentError(
       'ERR_VARLEN_OPTION',
@@ -191,35 +202,38 @@ function nativeArguments(q: Tensor, k: Tensor, v: Tensor, given: VarlenAttention
       `is unknown; got '${String(validate)}', expected 'full', 'device' or 'none'`,
     );
   }
-  if (numSplits !== 'auto' && (typeof numSplits !== 'number' || !(numSplits >= 1))) {
+  if (numSplits !== 'auto' && typeof numSplits !== 'number') {
+    throw wrongType(OP, 'numSplits', numSplits, "'auto' or a number");
+  }
+  if (numSplits !== 'auto' && !(numSplits >= 1)) {
     throw argumentError(
       'ERR_VARLEN_RANGE',
       OP,
       'numSplits',
-      `is out of range; got ${String(numSplits)}, expected 'auto' or an integer >= 1`,
+      `is out of range; got ${numSplits}, expected 'auto' or an integer >= 1`,
     );
   }
   checkLengths(given);
   const [windowLeft, windowRight] = readWindow(given.windowSize);
-  const longestQ = maxSeqlenQ ?? maxSeqlen ?? -1;
+  const own = maxSeqlen === undefined;
   return {
     q,
     k,
     v,
-    cuSeqlensQ: given.cuSeqlensQ ?? given.cuSeqlens,
+    cuSeqlensQ,
     cuSeqlensK,
     seqUsedQ: given.seqUsedQ,
     seqUsedK: given.seqUsedK,
-    maxSeqlenQ: longestQ,
-    maxSeqlenK: given.maxSeqlenK ?? (cuSeqlensK === undefined ? longestQ : -1),
-    softmaxScale: given.softmaxScale ?? (q.shape.at(-1) ?? 1) ** -0.5,
-    causal: given.causal ?? false,
+    maxSeqlenQ: readMaxSeqlen(own ? 'maxSeqlenQ' : 'maxSeqlen', maxSeqlenQ),
+    maxSeqlenK: readMaxSeqlen(own ? 'maxSeqlenK' : 'maxSeqlen', maxSeqlenK),
+    softmaxScale,
+    causal,
     windowLeft,
     windowRight,
-    softcap: given.softcap ?? 0,
+    softcap,
     alibiSlopes: given.alibiSlopes,
     keyEnd: given.keyEnd,
-    deterministic: given.deterministic ?? true,
+    deterministic,
     checkDeviceArrays: VALIDATE[validate],
     numSplits: numSplits === 'auto' ? 0 : numSplits,
     out: given.out,
@@ -376,6 +390,9 @@ export function varlenAttentionBackward(
     'dv',
     'stream',
   ]);
+  if (typeof saved !== 'object' || saved === null || !(saved.q instanceof Tensor)) {
+    throw wrongType(OP_BACKWARD, 'saved', saved, "a forward call's `saved`");
+  }
   const { q, k, v, out, softmaxLse } = saved;
   const values = { ...saved.options, dOut, q, k, v, out, softmaxLse, dLse, dq, dk, dv };
   const made = run(OP_BACKWARD, values, q.device, stream);

@@ -303,6 +303,9 @@ TEST_CASE("NaN inside a sequence stays in that sequence and its head group") {
         // And it is seen: the last row keeps key 100 under each of these masks but the window.
         const int64_t row = RowsQ(c, 5).first + (field == &Case::q ? 100 : 180);
         if (field != &Case::d_out) CHECK(std::isnan(Get(got.out, row, 2, 7)));
+        if (field == &Case::q || field == &Case::k) {
+          CHECK(std::isnan(Get(got.softmax_lse, 2, row)));
+        }
         if (field == &Case::d_out) CHECK(std::isnan(Get(got.dv, RowsK(c, 5).first + 80, 1, 7)));
       }
     }
@@ -343,13 +346,16 @@ TEST_CASE("Long sequences are split over threads without changing a bit") {
                        .num_kv_heads = 1,
                        .slots_q = {900, 1},
                        .slots_k = {900, 2500}});
-    c.options.causal = true;
-    SetNumThreads(1);
-    const Results want = RunOp(c);
-    for (int n : {2, 3, 16}) {
-      SetNumThreads(n);
-      INFO(NameOf(dtype) << " threads " << n);
-      CHECK(BitDifference(want, RunOp(c)) == "");
+    for (int64_t window : {-1, 75, 500}) {
+      c.options.causal = window != 75;
+      c.options.window_left = window;
+      SetNumThreads(1);
+      const Results want = RunOp(c);
+      for (int n : {2, 3, 16}) {
+        SetNumThreads(n);
+        INFO(NameOf(dtype) << " window " << window << " threads " << n);
+        CHECK(BitDifference(want, RunOp(c)) == "");
+      }
     }
   }
   SetNumThreads(threads);
