@@ -12,6 +12,15 @@ export {
 export type { DType, Float16ArrayLike, TypedArray } from './dtype.js';
 export { type MemoryStats, memoryStats, scope } from './lifetime.js';
 export type { OpTrace } from './run.js';
+export {
+  fromSafetensors,
+  type Safetensors,
+  type SafetensorsEntry,
+  type SafetensorsReadOptions,
+  type SafetensorsSource,
+  toSafetensors,
+} from './safetensors.js';
+export { readSafetensors, writeSafetensors } from './safetensors-file.js';
 export { Event, Stream } from './stream.js';
 export { Tensor, type TensorEmptyOptions, type TensorFromOptions } from './tensor.js';
 export type { TensorLike } from './tensor-like.js';

@@ -86,8 +86,8 @@ function unshared(data: ArrayBufferView): ArrayBufferView {
   return (data as unknown as TypedArray).slice();
 }
 
-/** An allocation of JavaScript memory that fails is an error of ours like any other. */
-function allocate(op: string, dtype: DType, size: number): TypedArray {
+/** @internal An allocation of JavaScript memory that fails is an error of ours like any other. */
+export function allocate(op: string, dtype: DType, size: number): TypedArray {
   try {
     return newArray(dtype, size);
   } catch (cause) {
