@@ -63,13 +63,14 @@ bool ReadTypedArray(const Arguments& arguments, int64_t size, int64_t element_by
 
 // args: stream, dtype, rank, dimensions. arguments: the source array, or nothing.
 bool Create(Env& env, const Arguments& arguments) {
+  const bool filled = arguments.count > 0;
+  if (!filled) env.op = "Tensor.empty";
   const auto stream = StreamOf(env, env.args[0]);
   if (stream == nullptr) return false;
   Tensor tensor;
   tensor.dtype = static_cast<DType>(env.args[1]);
   if (!ReadShape(env.args + 2, tensor)) return FailShape(env);
   const int64_t element = SizeOf(tensor.dtype), size = tensor.size();
-  const bool filled = arguments.count > 0;
   void* source = nullptr;
   if (filled && !ReadTypedArray(arguments, size, element, &source)) {
     // TypeScript checked this before it read options, whose getters are the caller's code.

@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <new>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -35,7 +37,7 @@ std::vector<int> CountPieces(int64_t pieces) {
 }
 
 TEST_CASE("Every piece runs exactly once, for any number of threads") {
-  for (int threads : {1, 2, 3, 16}) {
+  for (int threads : {1, 2, 3, 7, 16}) {
     const ThreadsScope scope(threads);
     for (int64_t pieces : {0, 1, 2, 7, 1000}) {
       CHECK(CountPieces(pieces) == std::vector<int>(static_cast<size_t>(pieces), 1));
@@ -88,6 +90,58 @@ TEST_CASE("Memory that runs out in a piece becomes the region's status") {
   });
   CHECK(status.code == Code::kOutOfMemory);
   CHECK(CountPieces(10) == std::vector<int>(10, 1));
+}
+
+TEST_CASE("Any other exception comes out on the calling thread, once all have left") {
+  for (int threads : {1, 2, 7, 16}) {
+    const ThreadsScope scope(threads);
+    std::atomic<int> inside{0};
+    const auto piece = [&](int64_t piece, int) {
+      ++inside;
+      std::this_thread::yield();
+      --inside;
+      if (piece % 7 == 3) throw std::runtime_error("piece");
+    };
+    CHECK_THROWS_AS((void)ParallelFor(1000, piece), std::runtime_error);
+    CHECK(inside == 0);
+    CHECK(CountPieces(10) == std::vector<int>(10, 1));
+  }
+}
+
+TEST_CASE("More than one thread takes part when there is work for it") {
+  const ThreadsScope scope(4);
+  std::atomic<int> inside{0}, most{0};
+  const Status status = ParallelFor(4, [&](int64_t, int) {
+    const int now = ++inside;
+    for (int seen = most; now > seen && !most.compare_exchange_weak(seen, now);) {
+    }
+    // Until somebody else comes, or long enough that nobody will.
+    for (int i = 0; i < 2000 && most < 2; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    --inside;
+  });
+  CHECK(status.ok());
+  CHECK(most >= 2);
+}
+
+TEST_CASE("A cancel scope gives the flag of the one around it back") {
+  std::atomic<bool> outer{true}, inner{false};
+  const CancelScope around(&outer);
+  {
+    const CancelScope scope(&inner);
+    CHECK_FALSE(Cancelled());
+  }
+  CHECK(Cancelled());
+}
+
+TEST_CASE("The number of threads stays between 1 and 1024") {
+  const ThreadsScope scope(5);
+  CHECK(NumThreads() == 5);
+  SetNumThreads(0);
+  CHECK(NumThreads() == 1);
+  SetNumThreads(1 << 20);
+  CHECK(NumThreads() == 1024);
 }
 
 TEST_CASE("A region stops soon after it is no longer wanted, and its helpers know") {
