@@ -1,9 +1,9 @@
 /** Fits a rank's groups to the number of steps that all ranks have agreed on. */
 import { argumentError } from '../errors.js';
-import { checkPolicy, headroomStarts, runsFrom, sortWindow } from './grouping.js';
+import { checkPolicy, headroomStarts, runsFrom } from './grouping.js';
 import { rangeError } from './limits.js';
 import { packInto } from './packed-window.js';
-import { type GroupOptions, groupCost, viewWindow, type WindowView } from './window-view.js';
+import { type GroupOptions, groupCost, sortWindow, viewWindow, type WindowView } from './window-view.js';
 
 /** A window cut into exactly the agreed number of steps. */
 export interface FittedSteps {

@@ -7,33 +7,7 @@
 import { argumentError } from '../errors.js';
 import type { Limits } from './limits.js';
 import { packWindow } from './packed-window.js';
-import { type GroupOptions, viewWindow, type WindowView } from './window-view.js';
-
-/** Indices of the non-empty samples, ascending by length (or sort key), ties in window order. */
-export function sortWindow(view: WindowView): Int32Array {
-  const { lengths, sortKeys } = view;
-  const n = lengths.length;
-  if (sortKeys !== undefined) {
-    const order = Array.from({ length: n }, (_, i) => i).filter((i) => lengths[i] > 0);
-    return Int32Array.from(order.sort((a, b) => sortKeys[a] - sortKeys[b] || a - b));
-  }
-  // One number holds length and index: the native sort of a Float64Array needs no comparator.
-  const keys = new Float64Array(n);
-  let count = 0;
-  let longest = 0;
-  for (let i = 0; i < n; i++) {
-    if (lengths[i] > longest) longest = lengths[i];
-    if (lengths[i] > 0) keys[count++] = lengths[i] * n + i;
-  }
-  if (longest >= Number.MAX_SAFE_INTEGER / (n + 1)) {
-    const order = Array.from({ length: n }, (_, i) => i).filter((i) => lengths[i] > 0);
-    return Int32Array.from(order.sort((a, b) => lengths[a] - lengths[b] || a - b));
-  }
-  const used = keys.subarray(0, count).sort();
-  const order = new Int32Array(count);
-  for (let i = 0; i < count; i++) order[i] = used[i] % n;
-  return order;
-}
+import { type GroupOptions, sortWindow, viewWindow, type WindowView } from './window-view.js';
 
 /**
  * Start of the run of `order` that ends before `end` and is as long as the budgets allow, with

@@ -205,26 +205,27 @@ function countUp(rows: Rows, at: number, length: number, model: { at: number; le
 }
 
 function writePlain(rows: Rows, at: number, sequence: PlainSequence, convention: LabelConvention): void {
-  const { length, inputIds, labels, lossMask } = sequence;
+  const { length, inputIds, labels, runs } = sequence;
   rows.inputIds.set(inputIds, at);
-  const shift = convention === 'shifted' ? 1 : 0;
-  const unlabelled = shift === 0 ? at : at + length - 1;
   if (labels !== undefined) rows.labels.set(labels, at);
-  else if (shift === 0) rows.labels.set(inputIds, at);
-  else rows.labels.set(inputIds.subarray(1), at);
-  rows.labels[unlabelled] = IGNORE;
-  if (labels === undefined && lossMask === undefined) {
-    rows.lossMask.fill(1, at, at + length);
-    rows.lossMask[unlabelled] = 0;
+  else rows.labels.set(convention === 'shifted' ? inputIds.subarray(1) : inputIds, at);
+  let unlabelled = 0;
+  for (let i = 0; i < runs.length; i += 2) {
+    if (runs[i] > unlabelled) ignore(rows, at + unlabelled, at + runs[i]);
+    rows.lossMask.fill(1, at + runs[i], at + runs[i + 1]);
+    unlabelled = runs[i + 1];
+  }
+  if (length > unlabelled) ignore(rows, at + unlabelled, at + length);
+}
+
+function ignore({ labels, lossMask }: Rows, from: number, to: number): void {
+  if (to - from === 1) {
+    labels[from] = IGNORE; // the one row without a prediction: a call of fill costs more than the write
+    lossMask[from] = 0;
     return;
   }
-  const outLabels = rows.labels;
-  const outMask = rows.lossMask;
-  for (let row = 0; row < length; row++) {
-    if (lossMask !== undefined && lossMask[Math.min(row + shift, length - 1)] === 0)
-      outLabels[at + row] = IGNORE;
-    outMask[at + row] = outLabels[at + row] === IGNORE ? 0 : 1;
-  }
+  labels.fill(IGNORE, from, to);
+  lossMask.fill(0, from, to);
 }
 
 /** Rows of the answers of shared prompts, as they are appended. */

@@ -4,11 +4,11 @@
  * bins and equal costs.
  */
 import { exceedsAlone } from './limits.js';
-import type { WindowView } from './window-view.js';
+import { sortWindow, type WindowView } from './window-view.js';
 
 /** Bins being filled, with a heap of their numbers by cost (ties: lower number). */
 class Bins {
-  readonly members: number[][];
+  readonly #count: Int32Array;
   readonly #cost: Float64Array;
   readonly #tokens: Float64Array;
   readonly #patches: Float64Array;
@@ -16,7 +16,7 @@ class Bins {
   #size: number;
 
   constructor(count: number) {
-    this.members = Array.from({ length: count }, () => []);
+    this.#count = new Int32Array(count);
     this.#cost = new Float64Array(count);
     this.#tokens = new Float64Array(count);
     this.#patches = new Float64Array(count);
@@ -24,27 +24,27 @@ class Bins {
     this.#size = count;
   }
 
-  /** Puts a sample into the cheapest bin with room for it; false when no bin has. */
-  place(view: WindowView, sample: number): boolean {
+  /** Puts a sample into the cheapest bin with room for it and returns the bin; -1 when none has room. */
+  place(view: WindowView, sample: number): number {
     const { limits } = view;
     const length = view.lengths[sample];
     const cost = view.costs[sample];
     const patches = view.patches?.[sample] ?? 0;
     const passedOver: number[] = [];
-    let placed = false;
-    while (this.#size > 0 && !placed) {
+    let placed = -1;
+    while (this.#size > 0 && placed < 0) {
       const bin = this.#heap[0];
       if (
         this.#tokens[bin] + length <= limits.packedTokens &&
         this.#cost[bin] + cost <= limits.cost &&
         this.#patches[bin] + patches <= limits.patches &&
-        this.members[bin].length < limits.maxBatchSize
+        this.#count[bin] < limits.maxBatchSize
       ) {
-        this.members[bin].push(sample);
+        this.#count[bin]++;
         this.#tokens[bin] += length;
         this.#cost[bin] += cost;
         this.#patches[bin] += patches;
-        placed = true;
+        placed = bin;
       } else {
         passedOver.push(bin);
         this.#heap[0] = this.#heap[--this.#size];
@@ -87,27 +87,38 @@ class Bins {
   }
 }
 
-/** Samples that fit with others, descending by cost (ties: window order), and those that do not. */
+/** Samples that fit with others, longest first (ties: window order), and those that do not. */
 function split(view: WindowView): { alone: number[]; together: Int32Array } {
-  const n = view.lengths.length;
   const alone: number[] = [];
-  const together: number[] = [];
-  for (let i = 0; i < n; i++) {
-    if (view.lengths[i] === 0) continue;
-    const isAlone = exceedsAlone(view.limits, view.lengths[i], view.patches?.[i] ?? 0);
-    (isAlone ? alone : together).push(i);
+  const order = sortWindow({ ...view, sortKeys: undefined });
+  const together = new Int32Array(order.length);
+  let count = 0;
+  // Ascending order read backwards, each run of equal lengths forwards: costs never fall with length.
+  for (let end = order.length; end > 0; ) {
+    const length = view.lengths[order[end - 1]];
+    let start = end - 1;
+    while (start > 0 && view.lengths[order[start - 1]] === length) start--;
+    for (let i = start; i < end; i++) {
+      if (exceedsAlone(view.limits, length, view.patches?.[order[i]] ?? 0)) alone.push(order[i]);
+      else together[count++] = order[i];
+    }
+    end = start;
   }
-  const costs = view.costs;
-  return { alone, together: Int32Array.from(together).sort((a, b) => costs[b] - costs[a] || a - b) };
+  return { alone, together: together.subarray(0, count) };
 }
 
 function placeAll(view: WindowView, together: Int32Array, count: number): number[][] | undefined {
   const bins = new Bins(count);
+  const binOf = new Int32Array(view.lengths.length).fill(-1);
   for (const sample of together) {
-    if (!bins.place(view, sample)) return undefined;
+    const bin = bins.place(view, sample);
+    if (bin < 0) return undefined;
+    binOf[sample] = bin;
   }
-  for (const bin of bins.members) bin.sort((a, b) => a - b);
-  return bins.members;
+  const members: number[][] = Array.from({ length: count }, () => []);
+  for (let sample = 0; sample < binOf.length; sample++)
+    if (binOf[sample] >= 0) members[binOf[sample]].push(sample);
+  return members;
 }
 
 /** Moves what breaks the multiple into groups of their own, smaller than the multiple. */

@@ -59,6 +59,11 @@ export interface PlainSequence {
   readonly inputIds: Int32Array;
   readonly labels: Int32Array | undefined;
   readonly lossMask: Uint8Array | undefined;
+  /**
+   * Rows whose label counts, as `[start, end, start, end, ...]`. Collation fills whole runs instead of
+   * looking at every row: supervised tokens come in a few long runs.
+   */
+  readonly runs: readonly number[];
   readonly positionIds: Int32Array | undefined;
 }
 
@@ -109,22 +114,42 @@ function maskOf(id: unknown, name: string, value: unknown, length: number): Uint
   return perToken(id, name, value, length);
 }
 
-/** Labels of a plain sequence that count, under rule "no label without a predecessor". */
-function plainWeight(
+/** Runs of rows whose label counts, under the rule "no label without a predecessor". */
+function supervisedRuns(
   length: number,
   labels: Int32Array | undefined,
   mask: Uint8Array | undefined,
   convention: LabelConvention,
-): number {
-  if (labels === undefined && mask === undefined) return length - 1;
-  const shift = convention === 'shifted' ? 1 : 0;
-  let weight = 0;
+): number[] {
   // `token` is the predicted token; its label sits at `token - shift`. The first has no predecessor.
-  for (let token = 1; token < length; token++) {
-    if (mask !== undefined && mask[token] === 0) continue;
-    if (labels === undefined || labels[token - shift] !== IGNORE) weight++;
+  const shift = convention === 'shifted' ? 1 : 0;
+  if (labels === undefined && mask === undefined) return length > 1 ? [1 - shift, length - shift] : [];
+  const runs: number[] = [];
+  for (let token = 1; token < length; ) {
+    while (token < length && mask?.[token] === 0) token++;
+    // The native search finds the end of what counts faster than a loop can.
+    const masked = mask === undefined ? -1 : mask.indexOf(0, token);
+    const end = masked < 0 ? length : masked;
+    if (labels === undefined) {
+      if (end > token) runs.push(token - shift, end - shift);
+      token = end;
+      continue;
+    }
+    while (token < end) {
+      while (token < end && labels[token - shift] === IGNORE) token++;
+      const ignored = token < end ? labels.indexOf(IGNORE, token - shift) : -1;
+      const stop = ignored < 0 ? end : Math.min(end, ignored + shift);
+      if (stop > token) runs.push(token - shift, stop - shift);
+      token = stop;
+    }
   }
-  return weight;
+  return runs;
+}
+
+function rowsIn(runs: readonly number[]): number {
+  let rows = 0;
+  for (let i = 0; i < runs.length; i += 2) rows += runs[i + 1] - runs[i];
+  return rows;
 }
 
 /** Labels of a shared sequence that count in the flat label array (see `pack.ts`). */
@@ -159,6 +184,7 @@ export function readSequence(sample: object, id: unknown, convention: LabelConve
       inputIds,
       labels: undefined,
       lossMask: undefined,
+      runs: [],
       positionIds: undefined,
     };
   }
@@ -172,8 +198,8 @@ export function readSequence(sample: object, id: unknown, convention: LabelConve
     const problem = `positionIds must have a multiple of the length; got ${positionIds.length}, expected axes * ${length}`;
     throw sampleError(id, problem, 'ERR_VARLEN_SAMPLE', { positionIds: positionIds.length, length });
   }
-  const weight = plainWeight(length, labels, lossMask, convention);
-  return { kind: 'plain', length, weight, inputIds, labels, lossMask, positionIds };
+  const runs = supervisedRuns(length, labels, lossMask, convention);
+  return { kind: 'plain', length, weight: rowsIn(runs), inputIds, labels, lossMask, runs, positionIds };
 }
 
 function readShared(sample: SharedPromptSample, rawPrompt: unknown, id: unknown): SharedSequence {

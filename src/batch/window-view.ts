@@ -102,3 +102,29 @@ export function isFeasible(view: WindowView, group: ArrayLike<number>): boolean 
     groupCost(view, group) <= limits.cost * (1 + 1e-12) // sums of costs round differently by order
   );
 }
+
+/** Indices of the non-empty samples, ascending by length (or sort key), ties in window order. */
+export function sortWindow(view: WindowView): Int32Array {
+  const { lengths, sortKeys } = view;
+  const n = lengths.length;
+  if (sortKeys !== undefined) {
+    const order = Array.from({ length: n }, (_, i) => i).filter((i) => lengths[i] > 0);
+    return Int32Array.from(order.sort((a, b) => sortKeys[a] - sortKeys[b] || a - b));
+  }
+  // One number holds length and index: the native sort of a Float64Array needs no comparator.
+  const keys = new Float64Array(n);
+  let count = 0;
+  let longest = 0;
+  for (let i = 0; i < n; i++) {
+    if (lengths[i] > longest) longest = lengths[i];
+    if (lengths[i] > 0) keys[count++] = lengths[i] * n + i;
+  }
+  if (longest >= Number.MAX_SAFE_INTEGER / (n + 1)) {
+    const order = Array.from({ length: n }, (_, i) => i).filter((i) => lengths[i] > 0);
+    return Int32Array.from(order.sort((a, b) => lengths[a] - lengths[b] || a - b));
+  }
+  const used = keys.subarray(0, count).sort();
+  const order = new Int32Array(count);
+  for (let i = 0; i < count; i++) order[i] = used[i] % n;
+  return order;
+}
