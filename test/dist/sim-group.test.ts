@@ -5,7 +5,7 @@ import { SeededRandom } from '../../src/dist/seeded-random.js';
 import { type SimFault, simGroups } from '../../src/dist/sim-group.js';
 import { VirtualClock } from '../../src/dist/virtual-clock.js';
 import { type CountedEnd, countedEpoch } from '../support/counted-run.js';
-import { runs } from '../support/runs.js';
+import { numRuns } from '../support/num-runs.js';
 
 describe('the virtual clock', () => {
   test('hours pass in order and at once', async () => {
@@ -54,7 +54,7 @@ describe('the virtual clock', () => {
         await Promise.all(delays.map((ms, i) => clock.sleep(ms).then(() => fired.push(i))));
         expect(fired).toEqual([...delays.keys()].sort((a, b) => delays[a] - delays[b] || a - b));
       }),
-      { numRuns: runs(200) },
+      numRuns(0.02),
     );
   });
 });
@@ -203,7 +203,7 @@ test('16,384 ranks align a full epoch without deadlock, in under 10 s', async ()
 }, 60_000);
 
 test('no failure schedule deadlocks, and the culprit is named', async () => {
-  const schedules = runs(400);
+  const schedules = numRuns(0.1).numRuns;
   for (let seed = 0; seed < schedules; seed++) {
     const random = new SeededRandom(seed, 99);
     const n = 2 + random.below(process.env.VARLEN_TEST_RUNS ? 63 : 15);

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { batchBySize } from '../../../src/batch/packing/batch-by-size.js';
-import { runs } from '../../support/runs.js';
+import { numRuns } from '../../support/num-runs.js';
 
 const sorted = [2, 3, 3, 4, 5, 5, 9, 10];
 
@@ -44,7 +44,7 @@ test('equals the plain rule of fairseq, batch by batch', () => {
       expect(batches).toEqual(plain(lens, maxTokens, maxSentences, multiple));
       expect(batches.flat()).toEqual([...lens.keys()]);
     }),
-    { numRuns: runs(3000) },
+    numRuns(0.3),
   );
 });
 

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { microBatches } from '../../../src/batch/packing/micro-batches.js';
-import { runs } from '../../support/runs.js';
+import { numRuns } from '../../support/num-runs.js';
 
 test('1000 tokens under a limit of 500 make two micro-batches of 500 tokens', () => {
   // 500 tokens each; [0, 3] costs more, since attention is quadratic.
@@ -40,7 +40,7 @@ test('every sequence is in exactly one micro-batch and none is empty', () => {
         expect(parts).toHaveLength(Math.max(min, Math.min(lens.length, Math.ceil(tokens / limit))));
       },
     ),
-    { numRuns: runs(1000) },
+    numRuns(0.1),
   );
 });
 

@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { type PackAlgo, pack, packAlgos, packPieces } from '../../../src/batch/packing/pack.js';
 import { fillOf } from '../../../src/batch/packing/packing.js';
 import { SeededRandom } from '../../../src/dist/seeded-random.js';
-import { runs } from '../../support/runs.js';
+import { numRuns } from '../../support/num-runs.js';
 
 /** The token lists of each bin, and the piece lengths: the form of TRL's own examples. */
 function tokensOf(sequences: number[][], capacity: number, algo: PackAlgo, oversize?: 'truncate') {
@@ -104,14 +104,14 @@ describe('properties', () => {
         fc.constantFrom(...packAlgos),
         checkPartition,
       ),
-      { numRuns: runs(5000) },
+      numRuns(0.5),
     );
   });
 
   test('cutting algorithms keep that promise for sequences longer than a bin', () => {
     fc.assert(
       fc.property(lengthLists, fc.integer({ min: 1, max: 70 }), fc.constantFrom(...cutting), checkPartition),
-      { numRuns: runs(3000) },
+      numRuns(0.3),
     );
   });
 
@@ -153,7 +153,7 @@ describe('properties', () => {
         fc.property(scaled, fc.integer({ min: 1, max: 20 }), ({ lengths, capacity }, buffer) => {
           expect(pack(lengths, capacity, algo, { buffer })).toEqual(plain[algo](lengths, capacity, buffer));
         }),
-        { numRuns: runs(2000) },
+        numRuns(0.2),
       );
     },
   );
@@ -175,7 +175,7 @@ describe('properties', () => {
         expect(pack(lengths, capacity, 'bfd').length).toBeLessThanOrEqual(bound);
         expect(pack(lengths, capacity, 'ffd').length).toBeLessThanOrEqual(bound);
       }),
-      { numRuns: runs(1000) },
+      numRuns(0.1),
     );
   });
 

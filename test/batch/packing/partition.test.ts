@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { partition } from '../../../src/batch/packing/partition.js';
 import { SeededRandom } from '../../../src/dist/seeded-random.js';
-import { runs } from '../../support/runs.js';
+import { numRuns } from '../../support/num-runs.js';
 
 const sums = (costs: number[], parts: number[][]) =>
   parts.map((part) => part.reduce((sum, i) => sum + costs[i], 0));
@@ -48,7 +48,7 @@ describe('properties', () => {
         fc.pre(costs.length >= k && !(equalSize && costs.length % k !== 0));
         expect(partition(costs, k, { equalSize })).toEqual(plainKarmarkarKarp(costs, k, equalSize));
       }),
-      { numRuns: runs(5000) },
+      numRuns(0.5),
     );
   });
 
@@ -64,7 +64,7 @@ describe('properties', () => {
           if (equalSize) expect(part).toHaveLength(costs.length / k);
         }
       }),
-      { numRuns: runs(5000) },
+      numRuns(0.5),
     );
   });
 
