@@ -21,8 +21,10 @@ export {
   transferList,
   unpack,
 } from './pack.js';
+export * from './packing/index.js';
 export { collatePadded, type PaddedBatch } from './pad.js';
 export { type MapModule, type ParallelMapOptions, parallelMap } from './parallel-map.js';
+export * from './rollout/index.js';
 export {
   IGNORE,
   type LabelConvention,

@@ -17,8 +17,15 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
     load: () => import('./doctor.js'),
   },
   info: { summary: 'what the package sees: CPU, threads, CUDA', load: () => import('./info.js') },
-
   build: { summary: 'compile the native binary from source, in place', load: () => import('./build.js') },
+  pack: {
+    summary: 'pack the lengths of a file into bins of a token budget',
+    load: () => import('./pack.js'),
+  },
+  simulate: {
+    summary: 'compare ways of batching on given lengths, without a GPU',
+    load: () => import('./simulate.js'),
+  },
 };
 
 function programHelp(): string {

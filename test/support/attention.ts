@@ -1,8 +1,8 @@
 import { type DType, Tensor, type TypedArray, type VarlenAttentionOptions } from '../../src/index.js';
 import { type AttentionReference, varlenAttentionReference } from '../../src/testing/index.js';
 import { cuSeqlensOf, type MaskAndScore, type PackShape } from './arbitraries.js';
+import { numRuns } from './num-runs.js';
 import { normals } from './random.js';
-import { runs } from './runs.js';
 
 /** Everything one call of attention needs, as host arrays. */
 export interface AttentionCase {
@@ -130,5 +130,6 @@ export function maxAbs(values: ArrayLike<number>): number {
 
 /** Random cases of a property that runs kernels: a full test run tries twenty times as many, not all it asks for. */
 export function tries(inCi: number): number {
-  return Math.min(runs(inCi), 20 * inCi);
+  // inCi of the suite's ten thousand
+  return Math.min(numRuns(inCi / 10_000).numRuns, 20 * inCi);
 }
