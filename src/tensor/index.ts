@@ -24,3 +24,4 @@ export { readSafetensors, writeSafetensors } from './safetensors-file.js';
 export { Event, Stream } from './stream.js';
 export { Tensor, type TensorEmptyOptions, type TensorFromOptions } from './tensor.js';
 export type { TensorLike } from './tensor-like.js';
+export { tokenIds } from './token-ids.js';
