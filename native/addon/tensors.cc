@@ -251,13 +251,14 @@ bool Read(Env& env, const Arguments& arguments) {
   return false;
 }
 
-// result: allocated, reserved, peak bytes; live tensors of this environment.
+// result: allocated, reserved, peak bytes; live tensors of this environment; bytes V8 was told of.
 bool Memory(Env& env, const Arguments&) {
   const MemoryStats stats = GetMemoryStats();
   env.result[0] = static_cast<double>(stats.allocated);
   env.result[1] = static_cast<double>(stats.reserved);
   env.result[2] = static_cast<double>(stats.peak);
   env.result[3] = static_cast<double>(env.live_tensors());
+  env.result[4] = static_cast<double>(env.reported_bytes());
   return true;
 }
 
