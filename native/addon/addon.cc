@@ -1,5 +1,7 @@
 #include <napi.h>
 
+#include <algorithm>
+
 #include "addon/entry.h"
 #include "addon/info.h"
 #include "addon/ops.h"
@@ -22,7 +24,7 @@ bool CallByIndex(Env& env, const Arguments& arguments) {
 
 // result: threads. args: the new number, 0 leaves it.
 bool Threads(Env& env, const Arguments&) {
-  if (env.args[0] > 0) SetNumThreads(static_cast<int>(env.args[0]));
+  if (env.args[0] > 0) SetNumThreads(static_cast<int>(std::min(env.args[0], 1024.0)));
   env.result[0] = NumThreads();
   return true;
 }

@@ -90,6 +90,7 @@ class Env {
 
   // Tells V8 how many bytes its tensors hold, when that moved enough to matter.
   void ReportMemory();
+  int64_t reported_bytes() const { return reported_bytes_; }
 
   double* args = nullptr;
   double* result = nullptr;

@@ -41,6 +41,15 @@ bool ReadShape(const double* args, Tensor& tensor) {
   return true;
 }
 
+// False when the number names no element type.
+bool ReadDType(Env& env, double arg, DType& dtype) {
+  if (!(arg >= 0 && arg <= static_cast<double>(DType::kU8))) {
+    return Fail(env, {Code::kDType, "dtype", "is no element type", {}});
+  }
+  dtype = static_cast<DType>(static_cast<int>(arg));
+  return true;
+}
+
 bool FailShape(Env& env) {
   return Fail(env, {Code::kOverflow, "shape", "has more than 2^53 bytes", {}});
 }
@@ -68,7 +77,7 @@ bool Create(Env& env, const Arguments& arguments) {
   const auto stream = StreamOf(env, env.args[0]);
   if (stream == nullptr) return false;
   Tensor tensor;
-  tensor.dtype = static_cast<DType>(env.args[1]);
+  if (!ReadDType(env, env.args[1], tensor.dtype)) return false;
   if (!ReadShape(env.args + 2, tensor)) return FailShape(env);
   const int64_t element = SizeOf(tensor.dtype), size = tensor.size();
   void* source = nullptr;
@@ -156,8 +165,8 @@ bool Convert(Env& env, const Arguments&) {
   if (stream == nullptr) return false;
   Tensor target = *source;
   target.offset = 0;
-  target.dtype = static_cast<DType>(env.args[2]);
   target.SetContiguousStrides();
+  if (!ReadDType(env, env.args[2], target.dtype)) return false;
   Status status = stream->Allocate(target.size() * SizeOf(target.dtype), Cache::Writer::kStream,
                                    &target.storage);
   if (!status.ok()) return Fail(env, std::move(status));
@@ -251,13 +260,14 @@ bool Read(Env& env, const Arguments& arguments) {
   return false;
 }
 
-// result: allocated, reserved, peak bytes; live tensors of this environment.
+// result: allocated, reserved, peak bytes; live tensors of this environment; bytes V8 was told of.
 bool Memory(Env& env, const Arguments&) {
   const MemoryStats stats = GetMemoryStats();
   env.result[0] = static_cast<double>(stats.allocated);
   env.result[1] = static_cast<double>(stats.reserved);
   env.result[2] = static_cast<double>(stats.peak);
   env.result[3] = static_cast<double>(env.live_tensors());
+  env.result[4] = static_cast<double>(env.reported_bytes());
   return true;
 }
 
