@@ -1,3 +1,4 @@
+export { type AlignOptions, alignRound, type RoundDecision, type RoundHeader } from '../dist/align.js';
 export type { LossScaleOptions, StepInfo } from '../dist/step-info.js';
 export { lossScale } from '../dist/step-info.js';
 export { DynamicBatcher, type Step } from './batcher.js';
@@ -21,8 +22,10 @@ export {
   transferList,
   unpack,
 } from './pack.js';
+export * from './packing/index.js';
 export { collatePadded, type PaddedBatch } from './pad.js';
 export { type MapModule, type ParallelMapOptions, parallelMap } from './parallel-map.js';
+export * from './rollout/index.js';
 export {
   IGNORE,
   type LabelConvention,
