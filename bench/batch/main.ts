@@ -13,4 +13,4 @@ async function main(): Promise<void> {
   }
 }
 
-main();
+void main();

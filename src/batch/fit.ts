@@ -141,13 +141,10 @@ export function fitView(
   options: FitOptions,
 ): FittedSteps {
   if (groups.length > target) return keepSome(view, groups, target, options.carryAges);
-  const indices = groups.flat();
-  const n = indices.length;
+  const n = groups.reduce((sum, group) => sum + group.length, 0);
   if (n <= target) {
-    const single: (number[] | null)[] = byCost(
-      view,
-      indices.map((index) => [index]),
-    );
+    const alone = groups.flat().map((index) => [index]);
+    const single: (number[] | null)[] = byCost(view, alone);
     while (single.length < target) single.push(null);
     return { steps: single, carry: [] };
   }

@@ -15,6 +15,13 @@ import { type GroupOptions, sortWindow, viewWindow, type WindowView } from './wi
  */
 function runStart(view: WindowView, order: Int32Array, end: number, paddedTokens: number): number {
   const { limits, lengths, costs, patches } = view;
+  if (patches === undefined && view.sortKeys === undefined && limits.packedTokens === Infinity) {
+    // The run's last member is its longest: the count follows from it by division.
+    const last = order[end - 1];
+    const room = Math.min(paddedTokens / lengths[last], limits.maxBatchSize, limits.cost / costs[last], end);
+    const count = Math.max(1, Math.floor(room));
+    return end - (count > limits.multiple ? count - (count % limits.multiple) : count);
+  }
   let start = end - 1;
   let longest = lengths[order[start]];
   let largest = costs[order[start]];
@@ -68,7 +75,10 @@ export function headroomStarts(
 export function runsFrom(order: Int32Array, starts: readonly number[]): number[][] {
   const groups: number[][] = [];
   for (let run = starts.length - 1; run >= 0; run--) {
-    groups.push(Array.from(order.subarray(starts[run], run === 0 ? order.length : starts[run - 1])));
+    const start = starts[run];
+    const group = new Array<number>((run === 0 ? order.length : starts[run - 1]) - start);
+    for (let i = 0; i < group.length; i++) group[i] = order[start + i];
+    groups.push(group);
   }
   return groups;
 }

@@ -1,3 +1,4 @@
+export { type AlignOptions, alignRound, type RoundDecision, type RoundHeader } from '../dist/align.js';
 export type { LossScaleOptions, StepInfo } from '../dist/step-info.js';
 export { lossScale } from '../dist/step-info.js';
 export { DynamicBatcher, type Step } from './batcher.js';

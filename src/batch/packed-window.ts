@@ -29,10 +29,10 @@ class Bins {
     const { limits } = view;
     const length = view.lengths[sample];
     const cost = view.costs[sample];
-    const patches = view.patches?.[sample] ?? 0;
-    const passedOver: number[] = [];
+    const patches = view.patches === undefined ? 0 : view.patches[sample];
+    let passedOver: number[] | undefined;
     let placed = -1;
-    while (this.#size > 0 && placed < 0) {
+    while (this.#size > 0) {
       const bin = this.#heap[0];
       if (
         this.#tokens[bin] + length <= limits.packedTokens &&
@@ -44,14 +44,16 @@ class Bins {
         this.#tokens[bin] += length;
         this.#cost[bin] += cost;
         this.#patches[bin] += patches;
+        this.#sink();
         placed = bin;
-      } else {
-        passedOver.push(bin);
-        this.#heap[0] = this.#heap[--this.#size];
+        break;
       }
-      this.#sink(0);
+      passedOver ??= [];
+      passedOver.push(bin);
+      this.#heap[0] = this.#heap[--this.#size];
+      this.#sink();
     }
-    for (const bin of passedOver) this.#add(bin);
+    if (passedOver !== undefined) for (const bin of passedOver) this.#add(bin);
     return placed;
   }
 
@@ -59,16 +61,19 @@ class Bins {
     return this.#cost[a] < this.#cost[b] || (this.#cost[a] === this.#cost[b] && a < b);
   }
 
-  #sink(from: number): void {
+  /** Restores the heap after its top has changed. */
+  #sink(): void {
     const heap = this.#heap;
-    const bin = heap[from];
-    let at = from;
-    for (;;) {
-      let child = 2 * at + 1;
-      if (child >= this.#size) break;
-      if (child + 1 < this.#size && this.#before(heap[child + 1], heap[child])) child++;
-      if (!this.#before(heap[child], bin)) break;
-      heap[at] = heap[child];
+    const costs = this.#cost;
+    const size = this.#size;
+    const bin = heap[0];
+    const cost = costs[bin];
+    let at = 0;
+    for (let child = 1; child < size; child = 2 * at + 1) {
+      if (child + 1 < size && this.#before(heap[child + 1], heap[child])) child++;
+      const below = heap[child];
+      if (costs[below] > cost || (costs[below] === cost && below > bin)) break;
+      heap[at] = below;
       at = child;
     }
     heap[at] = bin;

@@ -49,21 +49,25 @@ export function viewWithLimits(
     throw argumentError('ERR_VARLEN_SHAPE', op, argument, problem);
   }
   const costs = new Float64Array(n);
+  const { costOf } = limits;
   for (let i = 0; i < n; i++) {
     const length = lengths[i];
     if (!Number.isSafeInteger(length) || length < 0) {
       throw rangeError(op, `lengths[${i}]`, length, 'a non-negative integer');
     }
-    if (patches !== undefined && !(Number.isSafeInteger(patches[i]) && patches[i] >= 0)) {
-      throw rangeError(op, `patches[${i}]`, patches[i], 'a non-negative integer');
-    }
-    if (sortKeys !== undefined && !Number.isFinite(sortKeys[i])) {
-      throw rangeError(op, `sortKeys[${i}]`, sortKeys[i], 'a finite number');
-    }
-    costs[i] = length === 0 ? 0 : limits.costOf(length);
-    if (!(costs[i] > 0 && costs[i] < Infinity) && length > 0) {
-      throw rangeError(op, `costOf(${length})`, costs[i], 'a positive finite number');
-    }
+    if (length === 0) continue;
+    const cost = costOf(length);
+    if (!(cost > 0 && cost < Infinity))
+      throw rangeError(op, `costOf(${length})`, cost, 'a positive finite number');
+    costs[i] = cost;
+  }
+  for (let i = 0; patches !== undefined && i < n; i++) {
+    if (Number.isSafeInteger(patches[i]) && patches[i] >= 0) continue;
+    throw rangeError(op, `patches[${i}]`, patches[i], 'a non-negative integer');
+  }
+  for (let i = 0; sortKeys !== undefined && i < n; i++) {
+    if (Number.isFinite(sortKeys[i])) continue;
+    throw rangeError(op, `sortKeys[${i}]`, sortKeys[i], 'a finite number');
   }
   return { limits, lengths, costs, patches, sortKeys };
 }

@@ -1,8 +1,20 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { DynamicBatcher } from '../../src/batch/batcher.js';
 import type { Sample } from '../../src/batch/sample.js';
+import { localGroups } from '../../src/dist/local-group.js';
+import { wrapGroup } from '../../src/dist/wrap-group.js';
+import { miniGroups } from '../support/mini-group.js';
 import { numRuns, runTimeout } from '../support/num-runs.js';
-import { batchers, idsOf, runRanks, sample, shard, type TestOptions } from '../support/ranks.js';
+import {
+  batchers,
+  idsOf,
+  runRanks,
+  sample,
+  shard,
+  type TestOptions,
+  type TestStep,
+} from '../support/ranks.js';
 
 /** What all ranks must agree on in a step. */
 const globalOf = ({ info }: { info: object }) => {
@@ -344,5 +356,39 @@ describe('DynamicBatcher', () => {
     // The round being emitted, the next window, one peeked sample, and of the round before one
     // prefetched batch and the one in the consumer's hands.
     expect(most).toBeLessThanOrEqual(16 + 16 + 1 + 4 + 4);
+  });
+
+  test.each([
+    ['local', (n: number) => localGroups(n)],
+    [
+      'wrapped',
+      (n: number) =>
+        miniGroups(n).map((group, rank) =>
+          wrapGroup({
+            rank,
+            size: n,
+            allGather: async (send) => {
+              const all = new Uint8Array(n * send.length);
+              await group.allGather(send, all);
+              return Array.from({ length: n }, (_, peer) =>
+                all.subarray(peer * send.length, (peer + 1) * send.length),
+              );
+            },
+          }),
+        ),
+    ],
+  ])("gives the same steps over the package's own %s groups", async (_, groups) => {
+    const sources = [shard(0, [9, 8, 7, 60, 5]), shard(1, [30, 30]), shard(2, [])];
+    const options: TestOptions = { budget: { packedTokens: BUDGET }, window: 2 };
+    const expected = await runRanks(sources, options);
+    const own = groups(3).map((group, rank) => new DynamicBatcher(sources[rank], { ...options, group }));
+    const steps = await Promise.all(
+      own.map(async (batcher) => {
+        const taken: TestStep[] = [];
+        for await (const step of batcher) taken.push(step);
+        return taken;
+      }),
+    );
+    expect(steps).toEqual(expected.map((run) => run.steps));
   });
 });
