@@ -300,6 +300,16 @@ describe('limits', () => {
     }
   });
 
+  test('a complete rollout that had to start over is not passed over again', async () => {
+    // Three slots, batches of one, all of one length: three complete at once and two start over.
+    const engine = new SimulatedEngine({ capacity: 3, lengthOf: () => 5 });
+    const source = ['y', 'z', 'a', 'b'].map((id) => ({ id, promptIds: new Int32Array(1) }));
+    const sole = { ...options, groupPrompts: 2, updateBatch: 1, mode: 'on-policy' } as const;
+    const batches = await collect(new RolloutController(source, engine, sole));
+    expect(batches.map(({ entries }) => entries[0].id)).toEqual(['a', 'y', 'z', 'b']);
+    expect(batches.map(({ entries }) => entries[0].restarts)).toEqual([0, 1, 2, 2]);
+  });
+
   test('a dropped answer takes its prompt group along and everybody is told', async () => {
     const told: string[] = [];
     const engine = new SimulatedEngine({ capacity: 6, lengthOf: ({ id }) => (id.endsWith('#0') ? 60 : 2) });
