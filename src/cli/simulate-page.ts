@@ -93,31 +93,30 @@ export function simulationPage({ assumptions, compute, pipeline, checks }: Simul
     '<p class="note">Throughput of ways of batching sequences of different length, without a GPU.</p>',
   ];
   if (compute.length > 0) {
-    const shown = methods.slice(1);
+    // One colour per method, in every plot.
+    const series = methods.slice(1).map((method, color) => ({ method, color, name: methodNames[method] }));
+    const online = series.filter(({ method }) => ['odb', 'strict', 'packed'].includes(method));
     body.push(
       '<h2>Throughput over batch 1 in random order</h2>',
       barPlot({
         labels: compute.map(name),
-        series: shown.map((method) => ({
-          name: methodNames[method],
-          values: compute.map(({ ratios }) => ratios[method]),
-        })),
+        series: series.map((s) => ({ ...s, values: compute.map(({ ratios }) => ratios[s.method]) })),
         marks: compute.map(({ published }) => published),
         yLabel: 'samples/s over Standard',
       }),
-      legend(shown.map((method) => methodNames[method])),
+      legend(series),
       '<p class="note">Data set · ranks. Dashed: the published figure for ODB.</p>',
       htmlTable(computeRows(compute)),
       '<h2>Time lost to the slowest rank</h2>',
       barPlot({
         labels: compute.map(name),
-        series: (['odb', 'strict', 'packed'] as const).map((method) => ({
-          name: methodNames[method],
-          values: compute.map(({ results }) => 100 * results[method].straggler),
+        series: online.map((s) => ({
+          ...s,
+          values: compute.map(({ results }) => 100 * results[s.method].straggler),
         })),
         yLabel: 'sum of max / sum of mean - 1, %',
       }),
-      legend((['odb', 'strict', 'packed'] as const).map((method) => methodNames[method])),
+      legend(online),
     );
   }
   const lines = pipeline.filter(({ points }) => points.length > 1);
@@ -134,7 +133,7 @@ export function simulationPage({ assumptions, compute, pipeline, checks }: Simul
         xLabel: 'rho: preparation per sample over workers, relative to compute per sample',
         yLabel: 'throughput ratio',
       }),
-      legend(names, 1),
+      legend(names.map((line, i) => ({ name: line, color: i + 1 }))),
       '<p class="note">Shaded: the published range for ShareGPT4o on one node, 2.24 to 2.39.</p>',
     );
   }

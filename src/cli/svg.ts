@@ -4,12 +4,17 @@
 export const palette = ['#999999', '#56b4e9', '#e69f00', '#cc79a7', '#d55e00', '#009e73', '#0072b2'] as const;
 
 const axisStyle = 'font: 12px system-ui, sans-serif; fill: #444';
-const margin = { left: 56, right: 16, top: 12, bottom: 48 };
+const margin = { left: 66, right: 16, top: 12, bottom: 48 };
 
 /** A plot with one group of bars per label. */
 export interface BarPlot {
   readonly labels: readonly string[];
-  readonly series: readonly { readonly name: string; readonly values: readonly number[] }[];
+  readonly series: readonly {
+    readonly name: string;
+    readonly values: readonly number[];
+    /** Place in the palette. */
+    readonly color: number;
+  }[];
   /** A short line across the group, such as a published figure; undefined: none. */
   readonly marks?: readonly (number | undefined)[];
   readonly yLabel: string;
@@ -25,11 +30,11 @@ export function barPlot({ labels, series, marks = [], yLabel }: BarPlot): string
   const parts = [yAxis(size, top, y, yLabel)];
   labels.forEach((label, group) => {
     const left = margin.left + group * slot + slot * 0.09;
-    series.forEach(({ name, values }, i) => {
+    series.forEach(({ name, values, color: shade }, i) => {
       const x = left + i * bar;
       const title = `${label}: ${name} ${number(values[group])}`;
       parts.push(
-        `<rect x="${fixed(x)}" y="${fixed(y(values[group]))}" width="${fixed(bar * 0.9)}" height="${fixed(y(0) - y(values[group]))}" fill="${color(i)}"><title>${escapeHtml(title)}</title></rect>`,
+        `<rect x="${fixed(x)}" y="${fixed(y(values[group]))}" width="${fixed(bar * 0.9)}" height="${fixed(y(0) - y(values[group]))}" fill="${color(shade)}"><title>${escapeHtml(title)}</title></rect>`,
       );
     });
     const mark = marks[group];
@@ -120,10 +125,10 @@ export function histogramPlot({ counts, low, high, xLabel, yLabel }: Histogram):
   return svg(size, parts);
 }
 
-/** Names beside their colours. */
-export function legend(names: readonly string[], firstColor = 0): string {
-  const items = names.map(
-    (name, i) => `<span><i style="background:${color(i + firstColor)}"></i>${escapeHtml(name)}</span>`,
+/** Names beside their colours: pairs of name and place in the palette. */
+export function legend(entries: readonly { readonly name: string; readonly color: number }[]): string {
+  const items = entries.map(
+    ({ name, color: shade }) => `<span><i style="background:${color(shade)}"></i>${escapeHtml(name)}</span>`,
   );
   return `<p class="legend">${items.join('')}</p>`;
 }
@@ -197,10 +202,10 @@ function scale(low: number, high: number, from: number, to: number): (value: num
   return (value) => from + ((value - low) / span) * (to - from);
 }
 
-/** The next 1, 2, 4, 5 or 8 times a power of ten: its quarters are short numbers. */
+/** The next 1, 2, 4, 6 or 8 times a power of ten: its quarters are short numbers. */
 function niceCeiling(value: number): number {
   const power = 10 ** Math.floor(Math.log10(value));
-  const step = [1, 2, 4, 5, 8, 10].find((factor) => factor * power >= value * (1 - 1e-9)) ?? 10;
+  const step = [1, 2, 4, 6, 8, 10].find((factor) => factor * power >= value * (1 - 1e-9)) ?? 10;
   return step * power;
 }
 

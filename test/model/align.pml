@@ -257,6 +257,9 @@ proctype rank(byte r) {
        /* decide */
 #ifdef DRAIN
        if :: closing -> allExhausted = true :: else fi;
+#ifdef NONJOIN
+       if :: closing -> passOver = false :: else fi;  /* a drained pass closes as a join pass does */
+#endif
 #endif
 #ifdef CAP
        if :: cap < target -> target = cap :: else fi;
@@ -271,7 +274,7 @@ proctype rank(byte r) {
        target = g;
 #endif
 #ifdef NONJOIN
-       if :: passOver -> target = 0; dropped[r] = dropped[r] + n :: else -> assert(target > 0) fi;
+       if :: passOver -> target = 0; dropped[r] = dropped[r] + n :: else -> assert(target > 0 || closing) fi;
 #else
        assert(target > 0 || allExhausted);  /* S2 */
 #endif
@@ -301,6 +304,7 @@ proctype rank(byte r) {
           fi;
           assert(n == 0 || take >= 1);  /* A5 */
           carry = n - take;
+          assert((carry > 0) == (g > target));  /* so the code knows the end from gather A alone */
 #ifdef DEFER
           if :: carry > 0 -> age++ :: else -> age = 0 fi;
 #ifndef CAP

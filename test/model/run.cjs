@@ -39,6 +39,7 @@ const cases = [
   { name: 'drain with carry, 2 ranks', defines: 'R=2 D=2 MAXN=4 DRAIN CAP=1', quick: true },
   { name: 'drain, 3 ranks', defines: 'R=3 D=2 MAXN=3 DRAIN' },
   { name: 'non-join, 3 ranks', defines: 'R=3 D=2 MAXN=3 NONJOIN', quick: true },
+  { name: 'non-join, drain', defines: 'R=2 D=2 MAXN=4 NONJOIN DRAIN CAP=2', quick: true },
   { name: 'non-join, a rank dies', defines: 'R=3 D=2 MAXN=2 NONJOIN FAIL' },
   { name: 'non-join to a quota, 3 ranks', defines: 'R=3 D=2 MAXN=3 NONJOIN QUOTA=5', quick: true },
   { name: 'join to a quota, carry', defines: 'R=2 D=2 MAXN=3 QUOTA=7 RAGGED CAP=2', quick: true },

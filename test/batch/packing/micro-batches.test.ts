@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { microBatches } from '../../../src/batch/packing/micro-batches.js';
-import { numRuns } from '../../support/num-runs.js';
+import { numRuns, runTimeout } from '../../support/num-runs.js';
 
 test('1000 tokens under a limit of 500 make two micro-batches of 500 tokens', () => {
   // 500 tokens each; [0, 3] costs more, since attention is quadratic.
@@ -25,24 +25,28 @@ test('the count is raised to min and rounded up to a multiple', () => {
   expect(microBatches(lengths, 100, { min: 3, multipleOf: 4 })).toHaveLength(4);
 });
 
-test('every sequence is in exactly one micro-batch and none is empty', () => {
-  const lengths = fc.array(fc.integer({ min: 0, max: 100 }), { minLength: 4, maxLength: 40 });
-  fc.assert(
-    fc.property(
-      lengths,
-      fc.integer({ min: 100, max: 400 }),
-      fc.integer({ min: 1, max: 4 }),
-      (lens, limit, min) => {
-        const parts = microBatches(lens, limit, { min });
-        expect(parts.flat().sort((a, b) => a - b)).toEqual([...lens.keys()]);
-        expect(Math.min(...parts.map((part) => part.length))).toBeGreaterThan(0);
-        const tokens = lens.reduce((sum, length) => sum + length, 0);
-        expect(parts).toHaveLength(Math.max(min, Math.min(lens.length, Math.ceil(tokens / limit))));
-      },
-    ),
-    numRuns(0.1),
-  );
-});
+test(
+  'every sequence is in exactly one micro-batch and none is empty',
+  () => {
+    const lengths = fc.array(fc.integer({ min: 0, max: 100 }), { minLength: 4, maxLength: 40 });
+    fc.assert(
+      fc.property(
+        lengths,
+        fc.integer({ min: 100, max: 400 }),
+        fc.integer({ min: 1, max: 4 }),
+        (lens, limit, min) => {
+          const parts = microBatches(lens, limit, { min });
+          expect(parts.flat().sort((a, b) => a - b)).toEqual([...lens.keys()]);
+          expect(Math.min(...parts.map((part) => part.length))).toBeGreaterThan(0);
+          const tokens = lens.reduce((sum, length) => sum + length, 0);
+          expect(parts).toHaveLength(Math.max(min, Math.min(lens.length, Math.ceil(tokens / limit))));
+        },
+      ),
+      numRuns(0.1),
+    );
+  },
+  runTimeout(0.1, 3),
+);
 
 test('the balance follows costOf', () => {
   // By count the two short ones go together; by squared length the long one needs a part of its own.

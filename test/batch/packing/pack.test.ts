@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { type PackAlgo, pack, packAlgos, packPieces } from '../../../src/batch/packing/pack.js';
 import { fillOf } from '../../../src/batch/packing/packing.js';
 import { SeededRandom } from '../../../src/dist/seeded-random.js';
-import { numRuns } from '../../support/num-runs.js';
+import { numRuns, runTimeout } from '../../support/num-runs.js';
 
 /** The token lists of each bin, and the piece lengths: the form of TRL's own examples. */
 function tokensOf(sequences: number[][], capacity: number, algo: PackAlgo, oversize?: 'truncate') {
@@ -96,24 +96,37 @@ const lengthLists = fc.array(fc.integer({ min: 0, max: 64 }), { maxLength: 60 })
 const cutting: readonly PackAlgo[] = ['wrapped', 'bfd-split', 'bestfit-crop'];
 
 describe('properties', () => {
-  test('every token lies in exactly one bin and no bin is over capacity', () => {
-    fc.assert(
-      fc.property(
-        lengthLists,
-        fc.integer({ min: 64, max: 200 }),
-        fc.constantFrom(...packAlgos),
-        checkPartition,
-      ),
-      numRuns(0.5),
-    );
-  });
+  test(
+    'every token lies in exactly one bin and no bin is over capacity',
+    () => {
+      fc.assert(
+        fc.property(
+          lengthLists,
+          fc.integer({ min: 64, max: 200 }),
+          fc.constantFrom(...packAlgos),
+          checkPartition,
+        ),
+        numRuns(0.5),
+      );
+    },
+    runTimeout(0.5, 3),
+  );
 
-  test('cutting algorithms keep that promise for sequences longer than a bin', () => {
-    fc.assert(
-      fc.property(lengthLists, fc.integer({ min: 1, max: 70 }), fc.constantFrom(...cutting), checkPartition),
-      numRuns(0.3),
-    );
-  });
+  test(
+    'cutting algorithms keep that promise for sequences longer than a bin',
+    () => {
+      fc.assert(
+        fc.property(
+          lengthLists,
+          fc.integer({ min: 1, max: 70 }),
+          fc.constantFrom(...cutting),
+          checkPartition,
+        ),
+        numRuns(0.3),
+      );
+    },
+    runTimeout(0.3, 3),
+  );
 
   function checkPartition(lengths: number[], capacity: number, algo: PackAlgo): void {
     const packing = packPieces(lengths, capacity, algo);
@@ -163,21 +176,25 @@ describe('properties', () => {
     expect(pack(lengths, 100, 'ff')).toEqual(plain.ff(lengths, 100));
   });
 
-  test('decreasing algorithms stay within 11/9 of the lower bound plus one bin', () => {
-    fc.assert(
-      fc.property(lengthLists, fc.integer({ min: 64, max: 200 }), (lengths, capacity) => {
-        // sum / capacity and the count of items above half a bin both bound the optimum from below.
-        const tokens = lengths.reduce((sum, length) => sum + length, 0);
-        const large = lengths.filter((length) => 2 * length > capacity).length;
-        const bound = (11 / 9) * Math.max(Math.ceil(tokens / capacity), large) + 1;
-        // Items above a third and below a half of a bin can defeat both bounds; leave them out.
-        fc.pre(!lengths.some((length) => 3 * length > capacity && 2 * length <= capacity));
-        expect(pack(lengths, capacity, 'bfd').length).toBeLessThanOrEqual(bound);
-        expect(pack(lengths, capacity, 'ffd').length).toBeLessThanOrEqual(bound);
-      }),
-      numRuns(0.1),
-    );
-  });
+  test(
+    'decreasing algorithms stay within 11/9 of the lower bound plus one bin',
+    () => {
+      fc.assert(
+        fc.property(lengthLists, fc.integer({ min: 64, max: 200 }), (lengths, capacity) => {
+          // sum / capacity and the count of items above half a bin both bound the optimum from below.
+          const tokens = lengths.reduce((sum, length) => sum + length, 0);
+          const large = lengths.filter((length) => 2 * length > capacity).length;
+          const bound = (11 / 9) * Math.max(Math.ceil(tokens / capacity), large) + 1;
+          // Items above a third and below a half of a bin can defeat both bounds; leave them out.
+          fc.pre(!lengths.some((length) => 3 * length > capacity && 2 * length <= capacity));
+          expect(pack(lengths, capacity, 'bfd').length).toBeLessThanOrEqual(bound);
+          expect(pack(lengths, capacity, 'ffd').length).toBeLessThanOrEqual(bound);
+        }),
+        numRuns(0.1),
+      );
+    },
+    runTimeout(0.1, 3),
+  );
 
   test('the shuffled order depends on the seed only', () => {
     const lengths = Array.from({ length: 200 }, (_, i) => 1 + ((i * 37) % 50));

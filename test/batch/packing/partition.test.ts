@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { partition } from '../../../src/batch/packing/partition.js';
 import { SeededRandom } from '../../../src/dist/seeded-random.js';
-import { numRuns } from '../../support/num-runs.js';
+import { numRuns, runTimeout } from '../../support/num-runs.js';
 
 const sums = (costs: number[], parts: number[][]) =>
   parts.map((part) => part.reduce((sum, i) => sum + costs[i], 0));
@@ -42,31 +42,39 @@ describe('properties', () => {
   // Few distinct values, so that every tie-break is exercised.
   const costLists = fc.array(fc.integer({ min: 0, max: 12 }), { minLength: 1, maxLength: 24 });
 
-  test('equals the plainest Karmarkar-Karp, ties included', () => {
-    fc.assert(
-      fc.property(costLists, fc.integer({ min: 1, max: 8 }), fc.boolean(), (costs, k, equalSize) => {
-        fc.pre(costs.length >= k && !(equalSize && costs.length % k !== 0));
-        expect(partition(costs, k, { equalSize })).toEqual(plainKarmarkarKarp(costs, k, equalSize));
-      }),
-      numRuns(0.5),
-    );
-  });
+  test(
+    'equals the plainest Karmarkar-Karp, ties included',
+    () => {
+      fc.assert(
+        fc.property(costLists, fc.integer({ min: 1, max: 8 }), fc.boolean(), (costs, k, equalSize) => {
+          fc.pre(costs.length >= k && !(equalSize && costs.length % k !== 0));
+          expect(partition(costs, k, { equalSize })).toEqual(plainKarmarkarKarp(costs, k, equalSize));
+        }),
+        numRuns(0.5),
+      );
+    },
+    runTimeout(0.5, 3),
+  );
 
-  test('every index is in exactly one part, no part is empty, equalSize means equal counts', () => {
-    fc.assert(
-      fc.property(costLists, fc.integer({ min: 1, max: 24 }), fc.boolean(), (costs, k, equalSize) => {
-        fc.pre(costs.length >= k && !(equalSize && costs.length % k !== 0));
-        const parts = partition(costs, k, { equalSize });
-        expect(parts).toHaveLength(k);
-        expect(parts.flat().sort((a, b) => a - b)).toEqual([...costs.keys()]);
-        for (const part of parts) {
-          expect(part.length).toBeGreaterThan(0);
-          if (equalSize) expect(part).toHaveLength(costs.length / k);
-        }
-      }),
-      numRuns(0.5),
-    );
-  });
+  test(
+    'every index is in exactly one part, no part is empty, equalSize means equal counts',
+    () => {
+      fc.assert(
+        fc.property(costLists, fc.integer({ min: 1, max: 24 }), fc.boolean(), (costs, k, equalSize) => {
+          fc.pre(costs.length >= k && !(equalSize && costs.length % k !== 0));
+          const parts = partition(costs, k, { equalSize });
+          expect(parts).toHaveLength(k);
+          expect(parts.flat().sort((a, b) => a - b)).toEqual([...costs.keys()]);
+          for (const part of parts) {
+            expect(part.length).toBeGreaterThan(0);
+            if (equalSize) expect(part).toHaveLength(costs.length / k);
+          }
+        }),
+        numRuns(0.5),
+      );
+    },
+    runTimeout(0.5, 3),
+  );
 
   test('more than 64 parts sort as fewer do', () => {
     const random = new SeededRandom(2);

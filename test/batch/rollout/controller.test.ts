@@ -9,7 +9,7 @@ import type { Engine, EngineEvent } from '../../../src/batch/rollout/engine.js';
 import type { RolloutEntry } from '../../../src/batch/rollout/entry.js';
 import { SimulatedEngine } from '../../../src/batch/rollout/simulated-engine.js';
 import { SeededRandom } from '../../../src/dist/seeded-random.js';
-import { numRuns } from '../../support/num-runs.js';
+import { numRuns, runTimeout } from '../../support/num-runs.js';
 
 const prompts = (count: number) =>
   Array.from({ length: count }, (_, i) => ({ id: String(i), promptIds: Int32Array.of(i) }));
@@ -300,6 +300,16 @@ describe('limits', () => {
     }
   });
 
+  test('a complete rollout that had to start over is not passed over again', async () => {
+    // Three slots, batches of one, all of one length: three complete at once and two start over.
+    const engine = new SimulatedEngine({ capacity: 3, lengthOf: () => 5 });
+    const source = ['y', 'z', 'a', 'b'].map((id) => ({ id, promptIds: new Int32Array(1) }));
+    const sole = { ...options, groupPrompts: 2, updateBatch: 1, mode: 'on-policy' } as const;
+    const batches = await collect(new RolloutController(source, engine, sole));
+    expect(batches.map(({ entries }) => entries[0].id)).toEqual(['a', 'y', 'z', 'b']);
+    expect(batches.map(({ entries }) => entries[0].restarts)).toEqual([0, 1, 2, 2]);
+  });
+
   test('a dropped answer takes its prompt group along and everybody is told', async () => {
     const told: string[] = [];
     const engine = new SimulatedEngine({ capacity: 6, lengthOf: ({ id }) => (id.endsWith('#0') ? 60 : 2) });
@@ -321,72 +331,76 @@ describe('limits', () => {
   });
 });
 
-test('every response trains exactly once and versions never fall, for any options', async () => {
-  const arbitrary = fc.record({
-    capacity: fc.integer({ min: 1, max: 8 }),
-    total: fc.integer({ min: 0, max: 30 }),
-    groupPrompts: fc.integer({ min: 1, max: 10 }),
-    responsesPerPrompt: fc.integer({ min: 1, max: 3 }),
-    batches: fc.integer({ min: 1, max: 4 }),
-    mode: fc.constantFrom('partial' as const, 'on-policy' as const),
-    load: fc.constantFrom('grouped' as const, 'overlap' as const),
-    oversubscribe: fc.constantFrom(1, 1.5, 3),
-    maxStaleness: fc.constantFrom(undefined, 0, 1, 2),
-    maxInterruptions: fc.constantFrom(undefined, 0, 1, 3),
-    onLimit: fc.constantFrom('finish' as const, 'restart' as const),
-    together: fc.boolean(),
-    seed: fc.integer({ min: 0, max: 1000 }),
-  });
-  await fc.assert(
-    fc.asyncProperty(arbitrary, async (c) => {
-      const random = new SeededRandom(c.seed);
-      const lengths = new Map<string, number>();
-      const lengthOf = ({ id }: RolloutEntry) => {
-        if (!lengths.has(id)) lengths.set(id, random.below(30));
-        return lengths.get(id) as number;
-      };
-      const engine = new SimulatedEngine({ capacity: c.capacity, lengthOf });
-      const controller = new RolloutController(prompts(c.total), engine, {
-        groupPrompts: c.groupPrompts,
-        responsesPerPrompt: c.responsesPerPrompt,
-        updateBatch: c.batches * c.responsesPerPrompt,
-        maxTokens: 24,
-        mode: c.mode,
-        load: c.load,
-        oversubscribe: c.oversubscribe,
-        onLimit: c.onLimit,
-        keepPromptGroupsTogether: c.together,
-        ...(c.maxStaleness === undefined ? {} : { maxStaleness: c.maxStaleness }),
-        ...(c.maxInterruptions === undefined ? {} : { maxInterruptions: c.maxInterruptions }),
-      });
-      const ids: string[] = [];
-      let version = -1;
-      for await (const batch of controller) {
-        expect(batch.version).toBe(++version);
-        expect(batch.entries.length).toBeGreaterThan(0);
-        expect(batch.entries.length).toBeLessThanOrEqual(c.batches * c.responsesPerPrompt);
-        for (const entry of batch.entries) {
-          ids.push(entry.id);
-          expect(entry.tokens).toEqual(
-            Int32Array.from({ length: Math.min(24, lengthOf(entry)) }, (_, i) => i),
-          );
-          expect([...entry.versions]).toEqual([...entry.versions].sort((a, b) => a - b));
-          expect([...entry.logprobs]).toEqual([...entry.versions].map((v) => -(v + 1) / 1024));
-          if (c.mode === 'on-policy') expect(new Set(entry.versions).size).toBeLessThanOrEqual(1);
-          if (c.maxStaleness !== undefined && entry.versions.length > 0) {
-            expect(version - entry.versions[0]).toBeLessThanOrEqual(c.maxStaleness);
+test(
+  'every response trains exactly once and versions never fall, for any options',
+  async () => {
+    const arbitrary = fc.record({
+      capacity: fc.integer({ min: 1, max: 8 }),
+      total: fc.integer({ min: 0, max: 30 }),
+      groupPrompts: fc.integer({ min: 1, max: 10 }),
+      responsesPerPrompt: fc.integer({ min: 1, max: 3 }),
+      batches: fc.integer({ min: 1, max: 4 }),
+      mode: fc.constantFrom('partial' as const, 'on-policy' as const),
+      load: fc.constantFrom('grouped' as const, 'overlap' as const),
+      oversubscribe: fc.constantFrom(1, 1.5, 3),
+      maxStaleness: fc.constantFrom(undefined, 0, 1, 2),
+      maxInterruptions: fc.constantFrom(undefined, 0, 1, 3),
+      onLimit: fc.constantFrom('finish' as const, 'restart' as const),
+      together: fc.boolean(),
+      seed: fc.integer({ min: 0, max: 1000 }),
+    });
+    await fc.assert(
+      fc.asyncProperty(arbitrary, async (c) => {
+        const random = new SeededRandom(c.seed);
+        const lengths = new Map<string, number>();
+        const lengthOf = ({ id }: RolloutEntry) => {
+          if (!lengths.has(id)) lengths.set(id, random.below(30));
+          return lengths.get(id) as number;
+        };
+        const engine = new SimulatedEngine({ capacity: c.capacity, lengthOf });
+        const controller = new RolloutController(prompts(c.total), engine, {
+          groupPrompts: c.groupPrompts,
+          responsesPerPrompt: c.responsesPerPrompt,
+          updateBatch: c.batches * c.responsesPerPrompt,
+          maxTokens: 24,
+          mode: c.mode,
+          load: c.load,
+          oversubscribe: c.oversubscribe,
+          onLimit: c.onLimit,
+          keepPromptGroupsTogether: c.together,
+          ...(c.maxStaleness === undefined ? {} : { maxStaleness: c.maxStaleness }),
+          ...(c.maxInterruptions === undefined ? {} : { maxInterruptions: c.maxInterruptions }),
+        });
+        const ids: string[] = [];
+        let version = -1;
+        for await (const batch of controller) {
+          expect(batch.version).toBe(++version);
+          expect(batch.entries.length).toBeGreaterThan(0);
+          expect(batch.entries.length).toBeLessThanOrEqual(c.batches * c.responsesPerPrompt);
+          for (const entry of batch.entries) {
+            ids.push(entry.id);
+            expect(entry.tokens).toEqual(
+              Int32Array.from({ length: Math.min(24, lengthOf(entry)) }, (_, i) => i),
+            );
+            expect([...entry.versions]).toEqual([...entry.versions].sort((a, b) => a - b));
+            expect([...entry.logprobs]).toEqual([...entry.versions].map((v) => -(v + 1) / 1024));
+            if (c.mode === 'on-policy') expect(new Set(entry.versions).size).toBeLessThanOrEqual(1);
+            if (c.maxStaleness !== undefined && entry.versions.length > 0) {
+              expect(version - entry.versions[0]).toBeLessThanOrEqual(c.maxStaleness);
+            }
           }
         }
-      }
-      expect(ids.length).toBe(c.total * c.responsesPerPrompt);
-      expect(new Set(ids).size).toBe(ids.length);
-      const { bubbleRatio } = controller.metrics();
-      expect(bubbleRatio).toBeGreaterThanOrEqual(0);
-      expect(bubbleRatio).toBeLessThan(1);
-    }),
-    numRuns(0.05),
-  );
-});
+        expect(ids.length).toBe(c.total * c.responsesPerPrompt);
+        expect(new Set(ids).size).toBe(ids.length);
+        const { bubbleRatio } = controller.metrics();
+        expect(bubbleRatio).toBeGreaterThanOrEqual(0);
+        expect(bubbleRatio).toBeLessThan(1);
+      }),
+      numRuns(0.05),
+    );
+  },
+  runTimeout(0.05, 40),
+);
 
 describe('bad input', () => {
   const good = { groupPrompts: 4, updateBatch: 2, maxTokens: 8, mode: 'partial', load: 'grouped' } as const;
