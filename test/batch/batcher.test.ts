@@ -265,6 +265,17 @@ describe('DynamicBatcher', () => {
     runTimeout(0.02, 200),
   );
 
+  test('lets no cheap sample wait for ever behind costly ones', async () => {
+    const [{ steps, batcher }] = await runRanks([shard(0, [6, 9, 9, 9, 9, 9, 9])], {
+      budget: { packedTokens: 10 },
+      window: 2,
+      maxStepsPerRound: 1,
+    });
+    // The costliest goes first; after one round of waiting the cheap one does.
+    expect(steps.slice(0, 2).map(({ ids }) => ids[0])).toEqual(['0/1', '0/0']);
+    expect(batcher.metrics().maxDeferAge).toBeGreaterThan(0);
+  });
+
   test('emits nothing and ends when every source is empty', async () => {
     const runs = await runRanks([[], [], []], { budget: { packedTokens: 8 } });
     expect(runs.map(({ steps }) => steps)).toEqual([[], [], []]);

@@ -84,7 +84,7 @@ const scenario = fc.record({
 });
 
 describe('state and restore', () => {
-  const share = 0.002;
+  const share = 0.005;
   test(
     'continues with exactly the remaining steps from every step of a run, also after two resumes',
     async () => {
@@ -139,6 +139,19 @@ describe('state and restore', () => {
     },
     runTimeout(share, 2000),
   );
+
+  test('makes the rounds since nothing was carried again when samples wait for a later round', async () => {
+    const data = shard(0, [6, 9, 9, 9, 9, 9, 9]);
+    const options: TestOptions = { budget: { packedTokens: 10 }, window: 2, maxStepsPerRound: 1 };
+    const whole = await take([new DynamicBatcher(arraySource(data), options)]);
+    const carried = whole.states[0].filter(({ state }) => state.carry.length > 0);
+    expect(carried.length).toBeGreaterThan(2);
+    for (const [k, { state }] of whole.states[0].entries()) {
+      const resumed = new DynamicBatcher(arraySource(data), options);
+      resumed.restore(state);
+      expect(facts((await take([resumed])).steps[0])).toEqual(facts(whole.steps[0].slice(k + 1)));
+    }
+  });
 
   test('starts the next pass in the next iteration, also after a resume at the very end', async () => {
     const data = shard(0, [10, 20, 30]);

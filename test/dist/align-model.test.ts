@@ -51,6 +51,8 @@ interface Model {
   readonly maxSteps?: number;
   readonly nonJoin?: boolean;
   readonly disturb?: 'abort' | 'drain';
+  /** Windows of any size up to `window`, as a cost trigger makes them: only then does anything defer. */
+  readonly varies?: boolean;
 }
 
 /** All lists with one entry from each of `options`. */
@@ -75,12 +77,12 @@ function exchange(headers: readonly RoundHeader[]): RoundHeader[] {
 }
 
 function explore(model: Model): { states: number; finals: number; aborted: number } {
-  const { size, window, most, align, maxSteps = 1000, nonJoin = false } = model;
+  const { size, window, most, align, maxSteps = 1000, nonJoin = false, varies = false } = model;
   const seen = new Set<string>();
   const todo: { state: State; totals: readonly number[] }[] = [];
   let finals = 0;
   let aborted = 0;
-  for (const totals of product(new Array(size).fill(range(0, most)))) {
+  for (const totals of product<number>(new Array(size).fill(range(0, most)))) {
     const ranks = totals.map((left) => ({ left, carry: 0, age: 0, emitted: 0 }));
     todo.push({ state: { ranks, rounds: 0, steps: 0, disturbed: false, draining: false }, totals });
   }
@@ -93,7 +95,12 @@ function explore(model: Model): { states: number; finals: number; aborted: numbe
   };
 
   const step = (state: State, totals: readonly number[]): void => {
-    const fresh = state.ranks.map(({ left }) => (state.draining ? 0 : Math.min(window, left)));
+    const full = state.ranks.map(({ left }) => (state.draining ? 0 : Math.min(window, left)));
+    const sizes = full.map((most) => (varies && most > 0 ? range(1, most) : [most]));
+    for (const fresh of product(sizes)) stepWith(state, totals, fresh);
+  };
+
+  const stepWith = (state: State, totals: readonly number[], fresh: readonly number[]): void => {
     const samples = state.ranks.map(({ carry }, rank) => carry + fresh[rank]);
     const disturbers = model.disturb !== undefined && !state.disturbed ? range(-1, size - 1) : [-1];
     for (const who of disturbers) {
@@ -158,7 +165,7 @@ function explore(model: Model): { states: number; finals: number; aborted: numbe
           });
           // S5: the bound on rounds.
           const bound =
-            align.align === 'split' && maxSteps === 1000 ? Math.ceil(most / window) + 1 : most + 1;
+            align.align === 'split' && maxSteps === 1000 && !varies ? Math.ceil(most / window) + 1 : most + 1;
           if (next.rounds > bound) throw new Error(`too many rounds ${JSON.stringify(next)}`);
           const nothingLeft = ranks.every(({ left, carry }) => carry === 0 && (left === 0 || next.draining));
           if (!nonJoin && final !== nothingLeft)
@@ -194,6 +201,8 @@ describe('every small run of the protocol ends with every sample emitted', () =>
       { size: 2, window: 3, most: 5, align: { align: 'defer', maxDeferRounds: 2 } },
     ],
     ['defer, 3 ranks, up to 3 samples, window 2', { size: 3, window: 2, most: 3, align: defer }],
+    ['windows of any size, defer, 2 ranks', { size: 2, window: 3, most: 6, align: defer, varies: true }],
+    ['windows of any size, defer, 3 ranks', { size: 3, window: 2, most: 3, align: defer, varies: true }],
     ['a cap of one step, 2 ranks', { size: 2, window: 2, most: 5, align: defer, maxSteps: 1 }],
     ['a cap of two steps, 3 ranks', { size: 3, window: 2, most: 3, align: split, maxSteps: 2 }],
     ['an abort at any header, 2 ranks', { size: 2, window: 2, most: 5, align: defer, disturb: 'abort' }],
@@ -220,7 +229,7 @@ describe('every small run of the protocol ends with every sample emitted', () =>
     for (const mode of ['packed', 'padded'] as const) {
       const options = { mode, budget: mode === 'packed' ? { packedTokens: 4 } : { paddedTokens: 4 } };
       for (const sizes of product([range(0, 3), range(0, 4)])) {
-        for (const lengths of product(sizes.map((n) => [...product(new Array(n).fill([1, 2, 3]))]))) {
+        for (const lengths of product(sizes.map((n) => [...product<number>(new Array(n).fill([1, 2, 3]))]))) {
           for (const align of ['split', 'defer'] as const) {
             runs++;
             const ranks = lengths.map((all) => ({
