@@ -27,6 +27,13 @@ SIMT_FN uint32_t SharedAddress(const void* pointer) {
 }
 }  // namespace internal
 
+// The same value, of which the compiler knows nothing: what is computed from it is not hoisted out
+// of a loop, where it would hold registers.
+SIMT_FN int Opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // --- barriers -----------------------------------------------------------------------------------
 
 SIMT_FN void SyncThreads() { __syncthreads(); }

@@ -26,6 +26,9 @@ inline int WarpIndex() { return ThreadIndex() / kWarpSize; }
 inline int64_t BlockIndex() { return Block::Current().index(); }
 inline int64_t GridSize() { return Block::Current().grid(); }
 
+// The same value; under nvcc one that the compiler cannot see through.
+inline int Opaque(int value) { return value; }
+
 // --- barriers -----------------------------------------------------------------------------------
 
 // __syncthreads.
