@@ -7,7 +7,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { run } from '../support/program.js';
 
 // A sanitizer brings its own allocator, which the preloaded library would take from it.
-const sanitized = process.env.LD_PRELOAD?.includes('san') === true;
+const sanitized = process.env.VARLEN_SANITIZED !== undefined;
 
 const folder = mkdtempSync(join(tmpdir(), 'varlen-fail-malloc-'));
 const library = join(folder, 'fail-malloc.node');
