@@ -17,10 +17,14 @@ const library = (name) =>
 const common = 'allocator_may_return_null=1';
 const SANITIZERS = {
   address: {
-    // libstdc++ beside it, so that the addon's exceptions are intercepted. No suppressions: Node has
-    // no leaks here, and a pattern for it would hide ours.
+    // libstdc++ beside it, so that the addon's exceptions are intercepted. Node has no leaks here, and
+    // a pattern for it would hide ours; vitest's bundler has, and is named in the file.
     preload: ['libasan.so', 'libstdc++.so'],
-    env: { ASAN_OPTIONS: `detect_leaks=1:${common}`, UBSAN_OPTIONS: 'print_stacktrace=1' },
+    env: {
+      ASAN_OPTIONS: `detect_leaks=1:${common}`,
+      LSAN_OPTIONS: `suppressions=${path.join(__dirname, 'lsan.supp')}:print_suppressions=0`,
+      UBSAN_OPTIONS: 'print_stacktrace=1',
+    },
   },
   thread: {
     preload: ['libtsan.so'],
