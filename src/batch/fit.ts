@@ -102,22 +102,25 @@ function splitUpTo(view: WindowView, groups: readonly number[][], target: number
   return result.map(({ group }) => group);
 }
 
+/** The search for a cost bound stops at this share of it: far below what one sample weighs. */
+const COST_RESOLUTION = 1e-3;
+
 /**
- * Cuts the sorted window anew with the smallest padded budget that gives at most `target` groups:
- * cheaper steps than splitting a few groups of the old cut.
+ * Cuts the sorted window anew under the smallest bound on a step's cost that still gives at most
+ * `target` groups: ranks whose steps all cost the same wait for each other least.
  */
 function repartition(view: WindowView, target: number): number[][] | undefined {
   const order = sortWindow(view);
-  const full = view.limits.paddedTokens;
-  let best = headroomStarts(view, order, full, target);
+  let best = headroomStarts(view, order, view.limits.cost, target);
   if (best === undefined) return undefined;
-  let low = 0;
-  for (let i = 0; i < view.lengths.length; i++) low = Math.max(low, view.lengths[i]);
-  let high = Math.min(full, low * order.length);
-  while (low < high) {
-    const middle = Math.floor((low + high) / 2);
+  let low = 0; // a bound below the costliest samples still evens out the rest: those are alone
+  let high = 0;
+  for (const group of runsFrom(order, best)) high = Math.max(high, groupCost(view, group));
+  high = Math.min(high, view.limits.cost);
+  while (high - low > COST_RESOLUTION * high) {
+    const middle = (low + high) / 2;
     const starts = headroomStarts(view, order, middle, target);
-    if (starts === undefined) low = middle + 1;
+    if (starts === undefined) low = middle;
     else {
       high = middle;
       best = starts;
@@ -129,8 +132,29 @@ function repartition(view: WindowView, target: number): number[][] | undefined {
 /** How {@link fitView} may change the groups. */
 export interface FitOptions {
   readonly carryAges?: ArrayLike<number> | undefined;
-  /** False for a user's own grouping: its groups are split, never formed anew. */
-  readonly mayRegroup: boolean;
+  /**
+   * Which groups may be formed anew: those of the default rule always, to even out their costs; the
+   * reference's when they are too few; a user's own never, they are split.
+   */
+  readonly regroup: 'always' | 'too-few' | 'never';
+}
+
+/** What a grouping rule lets the fit do. */
+export function regroupOf(policy: unknown): FitOptions['regroup'] {
+  if (typeof policy === 'function') return 'never';
+  return policy === 'odb' ? 'too-few' : 'always';
+}
+
+/** At most `target` groups in place of the given ones, or undefined to keep those. */
+function formAnew(
+  view: WindowView,
+  { length }: readonly number[][],
+  target: number,
+  regroup: FitOptions['regroup'],
+): number[][] | undefined {
+  if (regroup === 'never' || (regroup === 'too-few' && length === target)) return undefined;
+  if (view.limits.mode === 'padded') return repartition(view, target);
+  return length < target ? packInto(view, target) : undefined; // a placement into as many bins is the same
 }
 
 /** {@link fitToSteps} on a checked view. */
@@ -148,24 +172,18 @@ export function fitView(
     while (single.length < target) single.push(null);
     return { steps: single, carry: [] };
   }
-  let fitted = groups;
-  if (groups.length < target) {
-    const anew = !options.mayRegroup
-      ? undefined
-      : view.limits.mode === 'packed'
-        ? packInto(view, target)
-        : repartition(view, target);
-    fitted = splitUpTo(view, anew ?? groups, target);
-  }
-  return { steps: byCost(view, fitted), carry: [] };
+  const anew = formAnew(view, groups, target, options.regroup);
+  return { steps: byCost(view, splitUpTo(view, anew ?? groups, target)), carry: [] };
 }
 
 /**
  * Exactly `target` steps from the groups of a window: nothing is lost and nothing comes twice, every
  * step stays feasible, and a rank with samples emits at least one when `target >= 1`.
  *
- * More groups than steps: the rest is carried. Fewer: the window is cut anew (padded: the smallest
- * budget that suffices; packed: longest-first into `target` bins) and the costliest groups are split.
+ * More groups than steps: the rest is carried. Otherwise the window is cut anew (padded: under the
+ * smallest cost of a step that suffices; packed, when groups are missing: longest-first into `target`
+ * bins) and, when steps are still missing, the costliest groups are split. Groups of `'odb'` stay as
+ * they are when none is missing.
  * Fewer samples than steps: single samples, then IDLE entries.
  *
  * Throws `ERR_VARLEN_RANGE` when `target` is not a non-negative integer, `ERR_VARLEN_INDEX` when
@@ -191,7 +209,7 @@ export function fitToSteps(
     throw argumentError('ERR_VARLEN_SHAPE', 'fitToSteps', 'carryAges', problem);
   }
   checkPartition('fitToSteps', groups, view);
-  return fitView(view, groups, target, { carryAges, mayRegroup: true });
+  return fitView(view, groups, target, { carryAges, regroup: regroupOf(options.groupingPolicy) });
 }
 
 /** Checks that the groups hold every sample of non-zero length exactly once. */

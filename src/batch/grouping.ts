@@ -11,14 +11,14 @@ import { type GroupOptions, sortWindow, viewWindow, type WindowView } from './wi
 
 /**
  * Start of the run of `order` that ends before `end` and is as long as the budgets allow, with
- * `paddedTokens` in place of the limit's own (the fit searches for a smaller one).
+ * `cost` in place of the limit's own (the fit searches for a smaller one).
  */
-function runStart(view: WindowView, order: Int32Array, end: number, paddedTokens: number): number {
+function runStart(view: WindowView, order: Int32Array, end: number, cost: number): number {
   const { limits, lengths, costs, patches } = view;
   if (patches === undefined && view.sortKeys === undefined && limits.packedTokens === Infinity) {
     // The run's last member is its longest: the count follows from it by division.
     const last = order[end - 1];
-    const room = Math.min(paddedTokens / lengths[last], limits.maxBatchSize, limits.cost / costs[last], end);
+    const room = Math.min(limits.paddedTokens / lengths[last], limits.maxBatchSize, cost / costs[last], end);
     const count = Math.max(1, Math.floor(room));
     return end - (count > limits.multiple ? count - (count % limits.multiple) : count);
   }
@@ -34,9 +34,9 @@ function runStart(view: WindowView, order: Int32Array, end: number, paddedTokens
     const newLargest = Math.max(largest, costs[next]);
     const newPatches = patchSum + (patches?.[next] ?? 0);
     if (
-      count * newLongest > paddedTokens ||
+      count * newLongest > limits.paddedTokens ||
       count > limits.maxBatchSize ||
-      count * newLargest > limits.cost ||
+      count * newLargest > cost ||
       sum + lengths[next] > limits.packedTokens ||
       newPatches > limits.patches
     ) {
@@ -60,13 +60,13 @@ function runStart(view: WindowView, order: Int32Array, end: number, paddedTokens
 export function headroomStarts(
   view: WindowView,
   order: Int32Array,
-  paddedTokens: number = view.limits.paddedTokens,
+  cost: number = view.limits.cost,
   atMost: number = Infinity,
 ): number[] | undefined {
   const starts: number[] = [];
   for (let end = order.length; end > 0; end = starts[starts.length - 1]) {
     if (starts.length >= atMost) return undefined;
-    starts.push(runStart(view, order, end, paddedTokens));
+    starts.push(runStart(view, order, end, cost));
   }
   return starts;
 }

@@ -6,89 +6,107 @@
 import { exceedsAlone } from './limits.js';
 import { sortWindow, type WindowView } from './window-view.js';
 
-/** Bins being filled, with a heap of their numbers by cost (ties: lower number). */
-class Bins {
-  readonly #count: Int32Array;
-  readonly #cost: Float64Array;
-  readonly #tokens: Float64Array;
-  readonly #patches: Float64Array;
-  readonly #heap: Int32Array;
-  #size: number;
+/**
+ * Finds the cheapest of some bins: a knock-out tournament that remembers the loser of each match. When
+ * the winner gets dearer only the matches on its own path are played again, against known opponents.
+ */
+class Tournament {
+  /** Costs by bin, `Infinity` for none. Only the cheapest bin's may change before {@link replay}. */
+  readonly costs: Float64Array;
+  readonly #leaves: number;
+  /** Match `i` is between the winners of `2 i` and `2 i + 1`, the final is 1; leaves come last. */
+  readonly #losers: Int32Array;
+  cheapest = 0;
 
   constructor(count: number) {
+    this.#leaves = 1;
+    while (this.#leaves < count) this.#leaves *= 2;
+    this.costs = new Float64Array(this.#leaves).fill(Infinity, count);
+    this.#losers = new Int32Array(this.#leaves);
+    this.start();
+  }
+
+  /** Plays all matches: after costs of any bins have changed. */
+  start(): void {
+    const leaves = this.#leaves;
+    const winners = new Int32Array(2 * leaves);
+    for (let bin = 0; bin < leaves; bin++) winners[leaves + bin] = bin;
+    for (let match = leaves - 1; match > 0; match--) {
+      const left = winners[2 * match];
+      const right = winners[2 * match + 1];
+      const leftWins = this.costs[left] <= this.costs[right];
+      winners[match] = leftWins ? left : right;
+      this.#losers[match] = leftWins ? right : left;
+    }
+    this.cheapest = winners[1];
+  }
+
+  /** Plays the matches of the cheapest bin again, whose cost has risen. */
+  replay(): void {
+    const losers = this.#losers;
+    const costs = this.costs;
+    let winner = this.cheapest;
+    let least = costs[winner];
+    for (let match = (this.#leaves + winner) >> 1; match > 0; match >>= 1) {
+      const loser = losers[match];
+      const cost = costs[loser];
+      if (cost < least) {
+        losers[match] = winner;
+        winner = loser;
+        least = cost;
+      }
+    }
+    this.cheapest = winner;
+  }
+}
+
+/** Bins being filled. */
+class Bins {
+  readonly #tournament: Tournament;
+  readonly #count: Int32Array;
+  readonly #tokens: Float64Array;
+  readonly #patches: Float64Array;
+
+  constructor(count: number) {
+    this.#tournament = new Tournament(count);
     this.#count = new Int32Array(count);
-    this.#cost = new Float64Array(count);
     this.#tokens = new Float64Array(count);
     this.#patches = new Float64Array(count);
-    this.#heap = Int32Array.from({ length: count }, (_, bin) => bin);
-    this.#size = count;
   }
 
   /** Puts a sample into the cheapest bin with room for it and returns the bin; -1 when none has room. */
-  place(view: WindowView, sample: number): number {
-    const { limits } = view;
-    const length = view.lengths[sample];
-    const cost = view.costs[sample];
-    const patches = view.patches === undefined ? 0 : view.patches[sample];
-    let passedOver: number[] | undefined;
-    let placed = -1;
-    while (this.#size > 0) {
-      const bin = this.#heap[0];
+  place({ limits, lengths, costs, patches }: WindowView, sample: number): number {
+    const tournament = this.#tournament;
+    const binCosts = tournament.costs;
+    const length = lengths[sample];
+    const cost = costs[sample];
+    const samplePatches = patches === undefined ? 0 : patches[sample];
+    let passedOver: { bin: number; cost: number }[] | undefined;
+    for (;;) {
+      const bin = tournament.cheapest;
+      const before = binCosts[bin];
+      if (before === Infinity) return -1; // all were passed over
       if (
         this.#tokens[bin] + length <= limits.packedTokens &&
-        this.#cost[bin] + cost <= limits.cost &&
-        this.#patches[bin] + patches <= limits.patches &&
-        this.#count[bin] < limits.maxBatchSize
+        before + cost <= limits.cost &&
+        this.#patches[bin] + samplePatches <= limits.patches
       ) {
-        this.#count[bin]++;
         this.#tokens[bin] += length;
-        this.#cost[bin] += cost;
-        this.#patches[bin] += patches;
-        this.#sink();
-        placed = bin;
-        break;
+        this.#patches[bin] += samplePatches;
+        // A bin with as many samples as it may hold is never cheapest again.
+        binCosts[bin] = ++this.#count[bin] < limits.maxBatchSize ? before + cost : Infinity;
+        if (passedOver === undefined) tournament.replay();
+        else {
+          for (const other of passedOver) binCosts[other.bin] = other.cost;
+          tournament.start();
+        }
+        return bin;
       }
       passedOver ??= [];
-      passedOver.push(bin);
-      this.#heap[0] = this.#heap[--this.#size];
-      this.#sink();
+      passedOver.push({ bin, cost: before });
+      binCosts[bin] = Infinity;
+      tournament.replay();
     }
-    if (passedOver !== undefined) for (const bin of passedOver) this.#add(bin);
-    return placed;
-  }
-
-  #before(a: number, b: number): boolean {
-    return this.#cost[a] < this.#cost[b] || (this.#cost[a] === this.#cost[b] && a < b);
-  }
-
-  /** Restores the heap after its top has changed. */
-  #sink(): void {
-    const heap = this.#heap;
-    const costs = this.#cost;
-    const size = this.#size;
-    const bin = heap[0];
-    const cost = costs[bin];
-    let at = 0;
-    for (let child = 1; child < size; child = 2 * at + 1) {
-      if (child + 1 < size && this.#before(heap[child + 1], heap[child])) child++;
-      const below = heap[child];
-      if (costs[below] > cost || (costs[below] === cost && below > bin)) break;
-      heap[at] = below;
-      at = child;
-    }
-    heap[at] = bin;
-  }
-
-  #add(bin: number): void {
-    const heap = this.#heap;
-    let at = this.#size++;
-    while (at > 0) {
-      const parent = (at - 1) >> 1;
-      if (!this.#before(bin, heap[parent])) break;
-      heap[at] = heap[parent];
-      at = parent;
-    }
-    heap[at] = bin;
   }
 }
 

@@ -17,7 +17,7 @@ import { argumentError } from '../errors.js';
 import { Accumulator } from './accumulate.js';
 import { AuditSum } from './audit.js';
 import { Collector } from './collector.js';
-import { checkPartition, type FittedSteps, fitView } from './fit.js';
+import { checkPartition, type FittedSteps, fitView, regroupOf } from './fit.js';
 import { groupView } from './grouping.js';
 import type { RoundMetrics } from './metrics.js';
 import type { DroppedSample, ResolvedOptions } from './options.js';
@@ -385,7 +385,7 @@ export class RoundMaker<S> {
     try {
       const fitted = fitView(view, groups, target, {
         carryAges: window.items.map(({ carryAge }) => carryAge),
-        mayRegroup: typeof this.#options.groupingPolicy !== 'function',
+        regroup: regroupOf(this.#options.groupingPolicy),
       });
       if (this.#options.order === 'none') {
         const first = (step: number[] | null): number =>

@@ -129,6 +129,7 @@ export function sortWindow(view: WindowView): Int32Array {
   }
   const used = keys.subarray(0, count).sort();
   const order = new Int32Array(count);
-  for (let i = 0; i < count; i++) order[i] = used[i] % n;
+  // Keys are below 2^53, so the quotient cannot round up to the next integer; `%` is far slower.
+  for (let i = 0; i < count; i++) order[i] = used[i] - Math.floor(used[i] / n) * n;
   return order;
 }

@@ -240,6 +240,19 @@ describe('any fit of any window', () => {
     fc.assert(property, numRuns(0.12));
   });
 
+  test('evens out the costs even when no group is missing, and around a sample that is costly alone', () => {
+    const sizes = (lengths: number[], policy: 'headroom' | 'odb' = 'headroom') => {
+      const options = { ...padded(1000), groupingPolicy: policy };
+      const groups = groupWindow(lengths, options);
+      return fitToSteps(groups, lengths, groups.length, options).steps.map((step) => step!.length);
+    };
+    const alike = new Array<number>(13).fill(100); // by headroom 10 and 3
+    expect(sizes(alike)).toEqual([7, 6]);
+    expect(sizes([...alike, 900])).toEqual([1, 7, 6]);
+    expect(sizes([...alike, 2000])).toEqual([1, 7, 6]);
+    expect(sizes(alike, 'odb')).toEqual([10, 2, 1]); // the reference's groups are left as they are
+  });
+
   test('carries the cheapest groups, never the longest samples', () => {
     const lengths = [100, 100, 100, 900, 900];
     const { steps, carry } = fitToSteps([[0], [1, 2], [3], [4]], lengths, 2, padded(1000));
