@@ -26,7 +26,7 @@ function tables() {
 function demangle(name) {
   const { stdout } = spawnSync('c++filt', [name], { encoding: 'utf8' });
   const inner = /Entry<(.*)>\(/.exec(stdout ?? '')?.[1] ?? name;
-  return inner.replace(/varlen::(varlen_attention::)?/g, '').replace(/\((?:int|unsigned int)\)/g, '');
+  return inner.trim().replace(/varlen::(varlen_attention::)?/g, '').replace(/\((?:int|unsigned int)\)/g, '');
 }
 
 /** Kernel name -> { registers, spillBytes }, from the assembler's report. */
