@@ -7,6 +7,9 @@
 // The device back end of the sm_80 instructions: one inline PTX statement (PTX ISA 7.0 and later)
 // per function. What each does is said in host.h.
 #define SIMT_FN __device__ __forceinline__
+// Before a loop. Register arrays need it: an index that is not a constant puts them in memory.
+#define SIMT_UNROLL _Pragma("unroll")
+#define SIMT_NO_UNROLL _Pragma("unroll 1")
 
 namespace varlen::simt {
 

@@ -15,6 +15,8 @@
 // The host back end of the sm_80 instructions. Every operation takes the line of the kernel as its
 // last, defaulted argument; device.h has the same functions without it.
 #define SIMT_FN inline
+#define SIMT_UNROLL
+#define SIMT_NO_UNROLL
 
 namespace varlen::simt {
 

@@ -74,7 +74,7 @@ struct ForwardSm80 {
       if (id >= tiles) return;
       if (simt::WarpIndex() == 0) Describe(p, id, work);
       simt::SyncThreads();
-      Worker worker{p, work, reinterpret_cast<T*>(shared)};
+      Worker worker(p, work, reinterpret_cast<T*>(shared));
       worker.Work();
       simt::SyncThreads();  // nobody reads this tile's shared memory any more
     }
@@ -124,6 +124,9 @@ struct ForwardSm80 {
   // tile loop and spill: simt::Opaque keeps each where it is used.
   // One tile: 16 * kSlabs rows per warp against every key block that any of its rows sees.
   struct Worker {
+    SIMT_FN Worker(const Params& p, const TileInfo* tile, T* shared)
+        : p(p), tile(tile), shared(shared) {}
+
     SIMT_FN int32_t Group() const { return p.num_heads / p.num_kv_heads; }
     // Used rows and keys of the tile's sequence; its q_slot and rows in the tensors stay unread.
     SIMT_FN DeviceSequence Lengths() const {
@@ -148,16 +151,16 @@ struct ForwardSm80 {
     }
 
     SIMT_FN void Work() {
-#pragma unroll
+      SIMT_UNROLL
       for (int slab = 0; slab < kSlabs; ++slab) {
-#pragma unroll
+        SIMT_UNROLL
         for (int half = 0; half < 2; ++half) {
           maximum[slab][half] = -simt::Infinity();
           sum[slab][half] = 0;
         }
-#pragma unroll
+        SIMT_UNROLL
         for (int d = 0; d < kHeadDim / 8; ++d) {
-#pragma unroll
+          SIMT_UNROLL
           for (int i = 0; i < 4; ++i) out[slab][d][i] = 0;
         }
       }
@@ -263,7 +266,7 @@ struct ForwardSm80 {
         return;
       }
       uint32_t pairs[4] = {0, 0, 0, 0};
-#pragma unroll
+      SIMT_UNROLL
       for (int i = 0; i < 8; ++i) {
         if (i < count) pairs[i / 2] |= uint32_t{simt::Load(&from[i].bits)} << (16 * (i % 2));
       }
@@ -282,7 +285,7 @@ struct ForwardSm80 {
     SIMT_FN void LoadQ() const {
       const int thread = simt::Opaque(simt::ThreadIndex());
       const int first = thread / kLine, column = thread % kLine;
-#pragma unroll 1
+      SIMT_NO_UNROLL
       for (int row = first; row < kBlockM; row += kRowStep) {
         const int32_t token = TokenOf(row);
         const bool valid = token < simt::Load(&tile->q_length);
@@ -290,7 +293,7 @@ struct ForwardSm80 {
         if (valid) {
           from += (simt::Load(&tile->q_begin) + token) * p.q_row + HeadOf(row) * p.q_head;
         }
-#pragma unroll
+        SIMT_UNROLL
         for (int chunk = column; chunk < kChunks; chunk += kLine) {
           const int count = valid ? Columns(chunk) : 0;
           LoadChunk(QTile() + At(row, chunk), count > 0 ? from + chunk * 8 : from, count);
@@ -305,10 +308,10 @@ struct ForwardSm80 {
       const T* from = rows + (simt::Load(&tile->k_begin) + key) * row_stride +
                       simt::Load(&tile->kv_head) * head_stride + column * 8;
       T* tile_row = to + At(first, column);
-#pragma unroll
+      SIMT_UNROLL
       for (int i = 0; i < kBlockN / kRowStep; ++i) {
         const bool valid = key + i * kRowStep < length;
-#pragma unroll
+        SIMT_UNROLL
         for (int c = 0; c < kChunks / kLine; ++c) {
           const int count = valid ? Columns(column + c * kLine) : 0;
           LoadChunk(tile_row + (i * kRowStep * kChunks + c * kLine) * 8,
@@ -323,28 +326,28 @@ struct ForwardSm80 {
     // s = Q K^T, unscaled.
     SIMT_FN void Scores(float (&s)[kSlabs][kBlockN / 8][4]) const {
       const int lane = simt::Opaque(simt::LaneIndex());
-#pragma unroll
+      SIMT_UNROLL
       for (int slab = 0; slab < kSlabs; ++slab) {
-#pragma unroll
+        SIMT_UNROLL
         for (int j = 0; j < kBlockN / 8; ++j) {
-#pragma unroll
+          SIMT_UNROLL
           for (int i = 0; i < 4; ++i) s[slab][j][i] = 0;
         }
       }
-#pragma unroll
+      SIMT_UNROLL
       for (int kk = 0; kk < kHeadDim / 16; ++kk) {
         uint32_t a[kSlabs][4];
-#pragma unroll
+        SIMT_UNROLL
         for (int slab = 0; slab < kSlabs; ++slab) {
           const int row = (simt::WarpIndex() * kSlabs + slab) * 16 + lane % 16;
           simt::LoadMatrix(a[slab], QTile() + At(row, kk * 2 + lane / 16));
         }
-#pragma unroll
+        SIMT_UNROLL
         for (int j = 0; j < kBlockN / 16; ++j) {
           uint32_t b[4];
           simt::LoadMatrix(b,
                            KTile() + At(j * 16 + lane % 8 + lane / 16 * 8, kk * 2 + lane / 8 % 2));
-#pragma unroll
+          SIMT_UNROLL
           for (int slab = 0; slab < kSlabs; ++slab) {
             simt::Mma<T>(s[slab][2 * j], a[slab], b[0], b[1]);
             simt::Mma<T>(s[slab][2 * j + 1], a[slab], b[2], b[3]);
@@ -356,9 +359,9 @@ struct ForwardSm80 {
     // Scale, cap, alibi and mask; the result is in base 2.
     SIMT_FN void ModifyScores(float (&s)[kSlabs][kBlockN / 8][4], int32_t n) const {
       const int lane = simt::Opaque(simt::LaneIndex());
-#pragma unroll
+      SIMT_UNROLL
       for (int slab = 0; slab < kSlabs; ++slab) {
-#pragma unroll
+        SIMT_UNROLL
         for (int half = 0; half < 2; ++half) {
           const int row = RowOf(lane, slab, half);
           const DeviceSequence lengths = Lengths();
@@ -371,9 +374,9 @@ struct ForwardSm80 {
                 simt::Load(p.alibi_slopes +
                            int64_t{simt::Load(&tile->b)} * p.alibi_sequence_stride + HeadOf(row));
           }
-#pragma unroll
+          SIMT_UNROLL
           for (int j = 0; j < kBlockN / 8; ++j) {
-#pragma unroll
+            SIMT_UNROLL
             for (int e = 0; e < 2; ++e) {
               const int32_t key = n * kBlockN + j * 8 + lane % 4 * 2 + e;
               float& score = s[slab][j][2 * half + e];
@@ -393,12 +396,12 @@ struct ForwardSm80 {
     // s -> P = 2^(s * factor - maximum); the sum and the output follow a rising maximum. While a
     // row has seen no key its maximum is -inf, and 0 stands in for it: -inf - -inf is NaN.
     SIMT_FN void Softmax(float (&s)[kSlabs][kBlockN / 8][4], float factor) {
-#pragma unroll
+      SIMT_UNROLL
       for (int slab = 0; slab < kSlabs; ++slab) {
-#pragma unroll
+        SIMT_UNROLL
         for (int half = 0; half < 2; ++half) {
           float largest = -simt::Infinity();
-#pragma unroll
+          SIMT_UNROLL
           for (int j = 0; j < kBlockN / 8; ++j) {
             largest = simt::Max(largest, simt::Max(s[slab][j][2 * half], s[slab][j][2 * half + 1]));
           }
@@ -411,9 +414,9 @@ struct ForwardSm80 {
           const float rescale = simt::Exp2(before - shift);
           maximum[slab][half] = now;
           float total = sum[slab][half] * rescale;
-#pragma unroll
+          SIMT_UNROLL
           for (int j = 0; j < kBlockN / 8; ++j) {
-#pragma unroll
+            SIMT_UNROLL
             for (int e = 0; e < 2; ++e) {
               float& score = s[slab][j][2 * half + e];
               score = simt::Exp2(score * factor - shift);
@@ -421,7 +424,7 @@ struct ForwardSm80 {
             }
           }
           sum[slab][half] = total;
-#pragma unroll
+          SIMT_UNROLL
           for (int d = 0; d < kHeadDim / 8; ++d) {
             out[slab][d][2 * half] *= rescale;
             out[slab][d][2 * half + 1] *= rescale;
@@ -433,22 +436,22 @@ struct ForwardSm80 {
     // out += P V. The accumulator layout of the scores is the operand layout of P.
     SIMT_FN void Accumulate(const float (&s)[kSlabs][kBlockN / 8][4]) {
       const int lane = simt::Opaque(simt::LaneIndex());
-#pragma unroll
+      SIMT_UNROLL
       for (int j = 0; j < kBlockN / 16; ++j) {
         uint32_t a[kSlabs][4];
-#pragma unroll
+        SIMT_UNROLL
         for (int slab = 0; slab < kSlabs; ++slab) {
-#pragma unroll
+          SIMT_UNROLL
           for (int r = 0; r < 4; ++r) {
             const float* pair = &s[slab][2 * j + r / 2][r % 2 * 2];
             a[slab][r] = simt::PackPair<T>(pair[0], pair[1]);
           }
         }
-#pragma unroll
+        SIMT_UNROLL
         for (int d = 0; d < kHeadDim / 16; ++d) {
           uint32_t b[4];
           simt::LoadMatrixTransposed(b, VTile() + At(j * 16 + lane % 16, d * 2 + lane / 16));
-#pragma unroll
+          SIMT_UNROLL
           for (int slab = 0; slab < kSlabs; ++slab) {
             simt::Mma<T>(out[slab][2 * d], a[slab], b[0], b[1]);
             simt::Mma<T>(out[slab][2 * d + 1], a[slab], b[2], b[3]);
@@ -462,9 +465,9 @@ struct ForwardSm80 {
     SIMT_FN void Finish() {
       const int lane = simt::Opaque(simt::LaneIndex());
       simt::SyncWarp();  // the warp's last reads of those rows
-#pragma unroll
+      SIMT_UNROLL
       for (int slab = 0; slab < kSlabs; ++slab) {
-#pragma unroll
+        SIMT_UNROLL
         for (int half = 0; half < 2; ++half) {
           float total = sum[slab][half];
           total += simt::ShuffleXor(total, 1);
@@ -480,7 +483,7 @@ struct ForwardSm80 {
                 p.softmax_lse + HeadOf(row) * p.lse_stride + simt::Load(&tile->q_begin) + token,
                 has_lse ? (maximum[slab][half] + simt::Log2(total)) * kLn2 : -simt::Infinity());
           }
-#pragma unroll
+          SIMT_UNROLL
           for (int d = 0; d < kHeadDim / 8; ++d) {
             const uint32_t pair = simt::PackPair<T>(out[slab][d][2 * half] * inverse,
                                                     out[slab][d][2 * half + 1] * inverse);
@@ -509,7 +512,7 @@ struct ForwardSm80 {
         return;
       }
       const uint32_t pairs[4] = {values.x, values.y, values.z, values.w};
-#pragma unroll
+      SIMT_UNROLL
       for (int i = 0; i < 8; ++i) {
         if (i < left) {
           simt::Store(&to[i].bits, static_cast<uint16_t>(pairs[i / 2] >> (16 * (i % 2))));
