@@ -1,6 +1,7 @@
 import { spawnSync } from 'node:child_process';
-import { readdirSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { expect, test } from 'vitest';
@@ -35,3 +36,24 @@ test.each(readdirSync(folder).filter((name) => name.endsWith('.ts')))(
     for (const factor of factors) expect(factor).toBeGreaterThan(1.5);
   },
 );
+
+test('the quick start of the README runs as it stands', { timeout: 60_000 }, () => {
+  const readme = readFileSync(join(folder, '..', 'README.md'), 'utf8');
+  const [, code] = /```ts\n(.*?)```/s.exec(readme)!;
+  expect(code.trim().split('\n').length).toBeLessThanOrEqual(11);
+  const scratch = mkdtempSync(join(tmpdir(), 'varlen-readme-'));
+  try {
+    const path = join(scratch, 'quick-start.ts');
+    // As a CommonJS file, so that `varlen` can be the sources; only there `await` needs a function around it.
+    const [imports, body] = [code.slice(0, code.indexOf('\n')), code.slice(code.indexOf('\n'))];
+    writeFileSync(path, `${imports}\nvoid (async () => {${body}})();\n`);
+    const { status, stdout, stderr } = spawnSync(process.execPath, ['--import', tsx, path], {
+      env: { ...process.env, TSX_TSCONFIG_PATH: join(folder, 'tsconfig.json') },
+      encoding: 'utf8',
+    });
+    expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
+    expect(stdout).toMatch(/^\[ 5, 2, 8 \] Float32Array\(80\) \[/);
+  } finally {
+    rmSync(scratch, { recursive: true });
+  }
+});

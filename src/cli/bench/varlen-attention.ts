@@ -14,7 +14,7 @@ export interface AttentionCase {
 }
 
 /** `2^(low .. high)`, long ones rare, the same on every run. */
-export function longTail(count: number, low: number, high: number): number[] {
+function longTail(count: number, low: number, high: number): number[] {
   let state = 7;
   return Array.from({ length: count }, () => {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
