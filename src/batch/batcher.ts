@@ -9,7 +9,8 @@ import { type BatcherOptions, type ResolvedOptions, resolveOptions } from './opt
 import { type PackedBatch, packSequences } from './pack.js';
 import { padSequences } from './pad.js';
 import { PayloadKeeper } from './payload.js';
-import { RoundMaker, replayOf } from './rounds.js';
+import { replayOf } from './resume-point.js';
+import { RoundMaker } from './rounds.js';
 import type { Sample, SampleId, Sequence } from './sample.js';
 import { checkSource, type Source } from './source.js';
 import { type BatcherState, checkState, passStart, stateMismatch } from './state.js';

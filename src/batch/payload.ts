@@ -2,7 +2,7 @@
 import { deserialize as cloneFrom, serialize as cloneTo } from 'node:v8';
 import type { ResolvedOptions } from './options.js';
 import type { Item, Reader } from './reader.js';
-import type { ResumePoint } from './rounds.js';
+import type { ResumePoint } from './resume-point.js';
 import type { BatcherState, PayloadState, RoundStart } from './state.js';
 import type { Marker } from './steps.js';
 

@@ -5,8 +5,6 @@
 import {
   type AlignmentDriver,
   alignRound,
-  type GlobalStep,
-  type RoundDecision,
   type RoundHeader,
   STEP_WORDS,
   stepOrder,
@@ -17,78 +15,24 @@ import { argumentError } from '../errors.js';
 import { Accumulator } from './accumulate.js';
 import { AuditSum } from './audit.js';
 import { Collector } from './collector.js';
-import { checkPartition, type FittedSteps, fitView, regroupOf } from './fit.js';
-import { groupView } from './grouping.js';
-import type { RoundMetrics } from './metrics.js';
-import type { DroppedSample, ResolvedOptions } from './options.js';
+import { draftSteps } from './draft-steps.js';
+import type { ResolvedOptions } from './options.js';
 import { type Item, Reader } from './reader.js';
-import { positions, type Replay, type Source, sourceLength } from './source.js';
+import { type ResumePoint, replayOf } from './resume-point.js';
+import type { Emission, Round } from './round.js';
+import { describeRound, type RoundReport, reportDropped } from './round-report.js';
+import { type Replay, type Source, sourceLength } from './source.js';
 import { type DrainMark, passStart, type RoundStart, stateMismatch } from './state.js';
+import { stepRow, stepRows } from './step-rows.js';
 import {
-  approxWeights,
   completeStep,
-  computedTokens,
   costliestFirst,
   type DraftStep,
   type Marker,
   type PlannedStep,
-  tokensOf,
   trimmedCounts,
-  weightOf,
 } from './steps.js';
-import { groupCost, isFeasible, viewWithLimits, type WindowView } from './window-view.js';
-
-/** What one round adds to the metrics. */
-export interface RoundReport {
-  readonly metrics: RoundMetrics;
-  /** Length and carry age of every sample that left. */
-  readonly lengths: readonly number[];
-  readonly ages: readonly number[];
-}
-
-/** Where a run begins: at the start of a pass, or where a checkpoint says. */
-export interface ResumePoint<S> {
-  readonly base: RoundStart;
-  readonly epoch: number;
-  readonly round: number;
-  readonly stepInRound: number;
-  readonly digest: string | null;
-  readonly drain: DrainMark | null;
-  readonly payload: readonly {
-    readonly epoch: number;
-    readonly samples: readonly S[];
-    readonly ended: boolean;
-  }[];
-}
-
-/** How a state of this source can be restored: the source's own way, or one of the options. */
-export function replayOf<S>(
-  source: Source<S>,
-  options: Pick<ResolvedOptions<S, never>, 'statePayload' | 'replay'>,
-): Replay {
-  if (options.statePayload) return 'payload';
-  if (options.replay) return 'skip';
-  return positions(source) === undefined ? 'none' : 'state';
-}
-
-/** A window on its way through one round. */
-interface Round<S> {
-  readonly window: Collector<S>;
-  readonly view: WindowView;
-  readonly groups: number[][];
-  readonly headers: readonly RoundHeader[];
-  readonly decision: RoundDecision;
-  readonly fitted: FittedSteps;
-  readonly global: GlobalStep[];
-  readonly digest: string;
-}
-
-/** The part of a round's steps that is emitted: all, or up to the quota. */
-interface Emission {
-  /** Canonical index of each emitted step. */
-  readonly order: Int32Array;
-  readonly quotaMet: boolean;
-}
+import { fitGroups, formGroups } from './window-groups.js';
 
 export class RoundMaker<S> {
   readonly #source: Source<S>;
@@ -287,7 +231,9 @@ export class RoundMaker<S> {
   async next(): Promise<PlannedStep<S>[] | undefined> {
     if (this.#runEnded) return undefined;
     const window = await this.#collected();
-    const formed = this.#form(window);
+    const { items } = window;
+    const formed =
+      this.#failure === undefined ? this.#attempt(() => formGroups(items, this.#options)) : undefined;
     if (formed === undefined) {
       this.#silent = true;
       await this.#driver.exchangeHeaders(this.#header(window, 0)).catch(() => undefined);
@@ -297,19 +243,31 @@ export class RoundMaker<S> {
     const waitedMs = this.#driver.waitMs;
     const headers = await this.#listen(this.#driver.exchangeHeaders(this.#header(window, groups.length)));
     const decision = alignRound(headers, this.#options.align);
+    const { target } = decision;
     if (decision.draining) this.#draining ??= { round: this.#start.round, fresh: window.fresh };
 
-    const fitted = this.#fit(window, view, groups, decision.target);
-    const gathered = await this.#exchangeSteps(window, view, groups, headers, fitted, decision.target);
-    const global = sumSteps(gathered, this.#driver.size, decision.target);
+    const fitted = this.#attempt(() => fitGroups(items, view, groups, target, this.#options));
+    const rows = fitted && stepRows(fitted.steps, items, view, groups, headers, this.#options);
+    const gathered = await this.#exchangeSteps(rows, target);
+    const global = sumSteps(gathered, this.#driver.size, target);
     const digest = digestWords(new Int32Array(gathered.buffer, gathered.byteOffset, 2 * gathered.length));
     this.#checkDigest(digest);
 
     const round = { window, view, groups, headers, decision, fitted: fitted!, global, digest };
     const emission = await this.#chooseEmission(round);
-    const { metrics, ...left } = this.#describe(round, emission, this.#driver.waitMs - waitedMs);
-    this.#report = { metrics, ...left };
+    const alignMs = this.#driver.waitMs - waitedMs;
+    this.#report = describeRound(round, emission, { ...this.#start, alignMs });
     return this.#advance(round, emission);
+  }
+
+  /** What `make` returns, or undefined when it throws: then this rank has failed. */
+  #attempt<T>(make: () => T): T | undefined {
+    try {
+      return make();
+    } catch (reason) {
+      this.fail(reason);
+      return undefined;
+    }
   }
 
   /** The window of this round: full, or as far as it came when something interrupted it. */
@@ -360,77 +318,17 @@ export class RoundMaker<S> {
     };
   }
 
-  /** Groups of the window, or undefined when this rank has failed. */
-  #form(window: Collector<S>): { view: WindowView; groups: number[][] } | undefined {
-    if (this.#failure !== undefined) return undefined;
-    try {
-      const { limits, lengthJitter, groupingPolicy } = this.#options;
-      const lengths = window.items.map(({ length }) => length);
-      const view = viewWithLimits('DynamicBatcher', lengths, limits, {
-        ...(limits.patches < Infinity ? { patches: window.items.map(({ patches }) => patches) } : {}),
-        ...(lengthJitter > 0 ? { sortKeys: window.items.map(({ sortKey }) => sortKey) } : {}),
-      });
-      if (typeof groupingPolicy !== 'function') return { view, groups: groupView(view, groupingPolicy) };
-      const groups: unknown = groupingPolicy(window.items, limits);
-      checkCustomGroups(groups, view);
-      return { view, groups };
-    } catch (reason) {
-      this.fail(reason);
-      return undefined;
-    }
-  }
-
-  /** Steps of the window, or undefined when this rank has failed. */
-  #fit(window: Collector<S>, view: WindowView, groups: number[][], target: number): FittedSteps | undefined {
-    try {
-      const fitted = fitView(view, groups, target, {
-        carryAges: window.items.map(({ carryAge }) => carryAge),
-        regroup: regroupOf(this.#options.groupingPolicy),
-      });
-      if (this.#options.order === 'none') {
-        const first = (step: number[] | null): number =>
-          step === null ? view.lengths.length : Math.min(...step);
-        fitted.steps.sort((a, b) => first(a) - first(b));
-      }
-      return fitted;
-    } catch (reason) {
-      this.fail(reason);
-      return undefined;
-    }
-  }
-
   /** Gather B. A rank that has failed sends NaN, which ends the run on every rank. */
-  async #exchangeSteps(
-    window: Collector<S>,
-    view: WindowView,
-    groups: number[][],
-    headers: readonly RoundHeader[],
-    fitted: FittedSteps | undefined,
-    target: number,
-  ): Promise<Float64Array> {
-    const rows = new Float64Array(STEP_WORDS * target);
-    if (target === 0) return rows;
-    const failed = this.#failure;
-    if (fitted === undefined || failed !== undefined) {
-      this.#silent = true;
-      await this.#driver.exchangeSteps(rows.fill(Number.NaN), this.#start.round).catch(() => undefined);
-      throw this.#failure?.reason;
+  async #exchangeSteps(rows: Float64Array | undefined, target: number): Promise<Float64Array> {
+    if (target === 0) return new Float64Array(0);
+    const { round } = this.#start;
+    if (rows !== undefined && this.#failure === undefined) {
+      return this.#listen(this.#driver.exchangeSteps(rows, round));
     }
-    // The reference estimates only when some rank's groups were changed by the alignment.
-    const estimate = this.#options.lossScaling === 'approx' && headers.some(({ steps }) => steps !== target);
-    const estimates = estimate ? approxWeights(fitted.steps, groups, view) : undefined;
-    fitted.steps.forEach((step, i) => {
-      if (step === null) return;
-      this.#writeRow(rows, i, step, window, view);
-      if (estimates !== undefined) rows[STEP_WORDS * i + 2] = estimates.get(step)!;
-    });
-    return this.#listen(this.#driver.exchangeSteps(rows, this.#start.round));
-  }
-
-  #writeRow(rows: Float64Array, at: number, step: number[], window: Collector<S>, view: WindowView): void {
-    const items = step.map((index) => window.items[index]);
-    const weight = weightOf(items, this.#options.lossScaling);
-    rows.set([items.length, tokensOf(items), weight, groupCost(view, step)], STEP_WORDS * at);
+    this.#silent = true;
+    const failed = new Float64Array(STEP_WORDS * target).fill(Number.NaN);
+    await this.#driver.exchangeSteps(failed, round).catch(() => undefined);
+    throw this.#failure?.reason;
   }
 
   #checkDigest(digest: string): void {
@@ -465,7 +363,7 @@ export class RoundMaker<S> {
     const rest = step.slice(0, kept);
     fitted.steps[canonical] = kept === 0 ? null : rest;
     const row = new Float64Array(STEP_WORDS);
-    if (kept > 0) this.#writeRow(row, 0, rest, window, view);
+    if (kept > 0) row.set(stepRow(rest, window.items, view, this.#options));
     const gathered = await this.#listen(this.#driver.exchangeSteps(row, this.#start.round));
     global[canonical] = sumSteps(gathered, this.#driver.size, 1)[0];
   }
@@ -505,7 +403,7 @@ export class RoundMaker<S> {
       });
     }
     if (passEnds && !draining) {
-      this.#reportDropped(round, emission);
+      reportDropped(round, emission, this.#options.onDrop);
       this.#nextPass(counters, runEnds);
     } else {
       this.#carry = fitted.carry.map((index) => window.items[index]);
@@ -527,85 +425,22 @@ export class RoundMaker<S> {
     return planned;
   }
 
-  #draft(round: Round<S>, { order }: Emission, isLast: boolean): DraftStep<S>[] {
-    const { window, view, fitted, global, digest } = round;
-    const { divisor, join } = this.#options;
+  #draft(round: Round<S>, emission: Emission, isLast: boolean): DraftStep<S>[] {
     const start = this.#start;
-    const alive = this.#lastSteps(round, order);
-    const skip = !this.#isReplaying()
-      ? 0
-      : start.round < this.#resume.round
-        ? Infinity
-        : this.#resume.stepInRound;
-    let { emittedSamples, emittedTokens } = start;
-    return Array.from(order, (canonical, i) => {
-      const sums = global[canonical];
-      const step = fitted.steps[canonical] ?? [];
-      const items = step.map((index) => window.items[index]);
-      emittedSamples += sums.samples;
-      emittedTokens += sums.tokens;
-      return {
-        items,
-        global: sums,
-        globalWeight: sums.weight,
-        ranks:
-          divisor === 'active' ? Math.max(1, alive.filter((last) => last >= i).length) : this.#driver.size,
-        replayed: i < skip,
-        shadowed: join === 'shadow' && alive[this.#driver.rank] < i,
-        after: {
-          base: this.#base,
-          epoch: start.epoch,
-          round: start.round,
-          stepInRound: i + 1,
-          emittedSamples,
-          emittedTokens,
-          carry: start.carry,
-          digest,
-          drain: this.#draining ?? null,
-          endEpoch: this.#endEpoch,
-          dropped: this.dropped,
-        },
-        facts: {
-          step: start.step + i,
-          round: start.round,
-          epoch: start.epoch,
-          idle: items.length === 0,
-          localSamples: items.length,
-          globalSamples: sums.samples,
-          localTokens: tokensOf(items),
-          globalTokens: sums.tokens,
-          localWeight: weightOf(items, this.#options.lossScaling),
-          globalWeight: sums.weight,
-          localCost: groupCost(view, step),
-          maxCost: sums.maxCost,
-          minCost: sums.minCost,
-          paddedTokens: computedTokens(items, this.#options),
-          emittedSamples,
-          emittedTokens,
-          overBudget: items.some(({ overBudget }) => overBudget),
-          isLast: isLast && i === order.length - 1,
-        },
-      };
-    });
-  }
-
-  /** Per rank, the last of the emitted steps that it has data for, or Infinity while it has more to come. */
-  #lastSteps({ headers, decision, global }: Round<S>, order: Int32Array): number[] {
-    return headers.map((header, rank) => {
-      if (!(header.exhausted || decision.draining) || header.steps > decision.target) return Infinity;
-      return order.findLastIndex((canonical) => global[canonical].samplesByRank[rank] > 0);
-    });
-  }
-
-  /** Names what was read and stays unread: only a quota and the end of a non-join pass leave anything. */
-  #reportDropped({ window, fitted }: Round<S>, { order, quotaMet }: Emission): void {
-    const { onDrop } = this.#options;
-    if (onDrop === undefined) return;
-    const reason: DroppedSample['reason'] = quotaMet ? 'quota' : 'pass-end';
-    const emitted = new Set(Array.from(order).flatMap((canonical) => fitted.steps[canonical] ?? []));
-    window.items.forEach(({ id, length }, index) => {
-      if (!emitted.has(index)) onDrop({ id, reason, length });
-    });
+    const marker = {
+      base: this.#base,
+      epoch: start.epoch,
+      round: start.round,
+      carry: start.carry,
+      digest: round.digest,
+      drain: this.#draining ?? null,
+      endEpoch: this.#endEpoch,
+      dropped: this.dropped,
+    };
+    const resumedHere = start.round === this.#resume.round;
+    const taken = !this.#isReplaying() ? 0 : resumedHere ? this.#resume.stepInRound : Infinity;
+    const { rank, size } = this.#driver;
+    return draftSteps(round, emission, { rank, size, start, marker, taken, isLast }, this.#options);
   }
 
   #nextPass(counters: RoundStart, runEnds: boolean): void {
@@ -618,51 +453,4 @@ export class RoundMaker<S> {
     this.#carry = [];
     this.#reader = this.#openPass();
   }
-
-  #describe({ window, groups, fitted, global }: Round<S>, { order }: Emission, alignMs: number): RoundReport {
-    const emitted = Array.from(order, (canonical) => global[canonical]);
-    const items = Array.from(order)
-      .flatMap((canonical) => fitted.steps[canonical] ?? [])
-      .map((index) => window.items[index]);
-    const largest = emitted.reduce((sum, { maxCost }) => sum + maxCost, 0);
-    const mean = emitted.reduce((sum, { cost }) => sum + cost, 0) / this.#driver.size;
-    const carried = fitted.carry.map((index) => window.items[index]);
-    return {
-      lengths: items.map(({ length }) => length),
-      ages: items.map(({ carryAge }) => carryAge),
-      metrics: Object.freeze({
-        epoch: this.#start.epoch,
-        round: this.#start.round,
-        target: order.length,
-        windowSamples: window.items.length,
-        freshSamples: window.fresh,
-        groups: groups.length,
-        idleSteps: Array.from(order).filter((canonical) => fitted.steps[canonical] === null).length,
-        carried: carried.length,
-        maxCarryAge: carried.reduce((oldest, { carryAge }) => Math.max(oldest, carryAge + 1), 0),
-        globalSamples: emitted.reduce((sum, { samples }) => sum + samples, 0),
-        globalTokens: emitted.reduce((sum, { tokens }) => sum + tokens, 0),
-        straggler: mean > 0 ? largest / mean - 1 : 0,
-        windowFillMs: window.fillMs,
-        alignMs,
-      }),
-    };
-  }
-}
-
-/** Checks what a user's grouping returned. */
-function checkCustomGroups(groups: unknown, view: WindowView): asserts groups is number[][] {
-  if (!Array.isArray(groups) || !groups.every((group) => Array.isArray(group))) {
-    throw argumentError(
-      'ERR_VARLEN_TYPE',
-      'DynamicBatcher',
-      'groupingPolicy',
-      'must return arrays of indices',
-    );
-  }
-  checkPartition('DynamicBatcher', groups, view);
-  const infeasible = groups.find((group) => !isFeasible(view, group));
-  if (infeasible === undefined) return;
-  const problem = `must return groups within the budgets; got [${infeasible.join(', ')}]`;
-  throw argumentError('ERR_VARLEN_RANGE', 'DynamicBatcher', 'groupingPolicy', problem);
 }
