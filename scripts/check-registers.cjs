@@ -26,7 +26,10 @@ function tables() {
 function demangle(name) {
   const { stdout } = spawnSync('c++filt', [name], { encoding: 'utf8' });
   const inner = /Entry<(.*)>\(/.exec(stdout ?? '')?.[1] ?? name;
-  return inner.trim().replace(/varlen::(varlen_attention::)?/g, '').replace(/\((?:int|unsigned int)\)/g, '');
+  return inner
+    .trim()
+    .replace(/varlen::(varlen_attention::)?/g, '')
+    .replace(/\((?:int|unsigned int)\)/g, '');
 }
 
 /** Kernel name -> { registers, spillBytes }, from the assembler's report. */
@@ -82,7 +85,8 @@ function main() {
           if (problem) problems.push(`${source} ${arch} ${problem}`);
         }
         for (const name of Object.keys(allowed)) {
-          if (found[name] === undefined) problems.push(`${source} ${arch} ${name}: in the table but not compiled`);
+          if (found[name] === undefined)
+            problems.push(`${source} ${arch} ${name}: in the table but not compiled`);
         }
       }
     }
