@@ -72,11 +72,11 @@ struct ForwardSm80 {
       simt::SyncThreads();
       const int64_t id = simt::Load(&work->id);
       if (id >= tiles) return;
+      // Everyone has left the previous tile: its id is read and its memory is free.
       if (simt::WarpIndex() == 0) Describe(p, id, work);
       simt::SyncThreads();
       Worker worker(p, work, reinterpret_cast<T*>(shared));
       worker.Work();
-      simt::SyncThreads();  // nobody reads this tile's shared memory any more
     }
   }
 
