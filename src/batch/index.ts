@@ -36,5 +36,11 @@ export {
   type SharedResponse,
 } from './sample.js';
 export type { OpenableSource, Source } from './source.js';
-export { type BatcherState, redistributeStates } from './state.js';
+export {
+  type BatcherState,
+  type DrainMark,
+  type PayloadState,
+  type RoundStart,
+  redistributeStates,
+} from './state.js';
 export type { GroupOptions } from './window-view.js';

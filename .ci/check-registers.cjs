@@ -1,7 +1,7 @@
 'use strict';
 // Registers and spills of every CUDA kernel against native/ops/<op>/registers.json.
 //
-//   node scripts/check-registers.cjs [--write]
+//   node .ci/check-registers.cjs [--write]
 //
 // Compiles each listed source with -Xptxas -v and reads what the assembler says. Fails on a kernel
 // that is not in the table, on a spill, and on more registers than the table allows; --write
