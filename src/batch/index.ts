@@ -1,6 +1,7 @@
 export { type AlignOptions, alignRound, type RoundDecision, type RoundHeader } from '../dist/align.js';
 export type { LossScaleOptions, StepInfo } from '../dist/step-info.js';
 export { lossScale } from '../dist/step-info.js';
+export type { OpenAccumulation } from './accumulate.js';
 export { DynamicBatcher, type Step } from './batcher.js';
 export { type FittedSteps, fitToSteps } from './fit.js';
 export { groupWindow } from './grouping.js';
@@ -26,6 +27,7 @@ export {
 export * from './packing/index.js';
 export { collatePadded, type PaddedBatch } from './pad.js';
 export { type MapModule, type ParallelMapOptions, parallelMap } from './parallel-map.js';
+export type { ReaderPosition } from './reader.js';
 export * from './rollout/index.js';
 export {
   IGNORE,
