@@ -1,7 +1,7 @@
 'use strict';
 // Runs the tests and ends with one line, `N passed, N failed`, over all of them.
 //
-//   node .ci/test.cjs [native|full]    native: only the C++ tests; full: the whole grid (VARLEN_TEST_FULL=1)
+//   node .ci/test.cjs [native|full]    native: only the C++ tests; full: the whole grid (VARLEN_TEST_FULL=1), 10^6 random cases a suite
 const { spawnSync } = require('node:child_process');
 const fs = require('node:fs');
 const os = require('node:os');
@@ -11,7 +11,10 @@ const { workFolder } = require('../scripts/build-native.cjs');
 const root = path.resolve(__dirname, '..');
 const [mode = 'all'] = process.argv.slice(2);
 const report = path.join(os.tmpdir(), `varlen-test-${process.pid}.json`);
-const baseEnv = { ...process.env, ...(mode === 'full' ? { VARLEN_TEST_FULL: '1' } : {}) };
+const baseEnv = {
+  ...process.env,
+  ...(mode === 'full' ? { VARLEN_TEST_FULL: '1', VARLEN_TEST_RUNS: '1000000' } : {}),
+};
 
 function heading(text) {
   console.log(`\n--- ${text}`);
@@ -53,6 +56,18 @@ function vitest(title, args = [], env = {}) {
   return { passed: numPassedTests, failed: status === 0 ? numFailedTests : Math.max(numFailedTests, 1) };
 }
 
+/** The Spin models of the alignment protocol: what fits in about a minute, or all of them. */
+function models() {
+  heading('protocol models');
+  const args = ['test/model/run.cjs', ...(mode === 'full' ? [] : ['--quick'])];
+  const { stdout, stderr } = spawnSync(process.execPath, args, { cwd: root, encoding: 'utf8' });
+  process.stdout.write(stdout + stderr);
+  const counts = /(\d+) passed, (\d+) failed/.exec(stdout);
+  return counts === null
+    ? { passed: 0, failed: 1 }
+    : { passed: Number(counts[1]), failed: Number(counts[2]) };
+}
+
 function buildNativeTests() {
   heading('building the native tests');
   const args = ['scripts/build-native.cjs', '--target', 'varlen_tests'];
@@ -68,6 +83,7 @@ function main() {
     results.push({ passed: 0, failed: 1 });
   }
   if (mode !== 'native') {
+    results.push(models());
     results.push(vitest('TypeScript tests'));
     // Threads share one process: they load the addon into several environments of it.
     const again = ['--project=source', '--pool=threads', 'test/native', 'test/ops'];

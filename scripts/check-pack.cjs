@@ -12,7 +12,7 @@ const CPU_BINARY_BUDGET = 4 * MiB;
 const CUDA_BINARY_BUDGET = 24 * MiB; // six architectures and PTX
 
 const EXPECTED =
-  /^(package\.json|README\.md|LICENSE|CHANGELOG\.md|CMakeLists\.txt|binding\.gyp|scripts\/(build-native|list-sources)\.cjs|lib\/.+\.(js|mjs|d\.ts|d\.mts|map)|src\/.+\.m?ts|native\/.+\.(h|cc|cu|cuh)|prebuilds\/\w+-\w+\/varlen(_dist)?\.\w+\.node|prebuilds\/\w+-\w+\/lib\/.+)$/;
+  /^(package\.json|README\.md|LICENSE|CHANGELOG\.md|CMakeLists\.txt|binding\.gyp|scripts\/(build-native|list-sources)\.cjs|lib\/.+\.(js|mjs|d\.ts|d\.mts|map)|src\/.+\.m?ts|native\/.+\.(h|cc|cu|cuh)|prebuilds\/README\.md|prebuilds\/\w+-\w+\/varlen(_dist)?\.\w+\.node|prebuilds\/\w+-\w+\/lib\/.+)$/;
 const REQUIRED = [
   'package.json',
   'README.md',

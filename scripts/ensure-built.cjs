@@ -16,6 +16,11 @@ const TEST_TOOLS = {
     fedora: 'doctest-devel',
     found: () => hasHeader('doctest/doctest.h'),
   },
+  'spin (model checker)': {
+    debian: 'spin',
+    fedora: 'spin',
+    found: () => spawnSync('spin', ['-V'], { stdio: 'ignore' }).status === 0,
+  },
   python3: {
     debian: 'python3',
     fedora: 'python3',

@@ -54,9 +54,19 @@ struct Owned {
 struct Gate {
   std::promise<void> promise;
   std::shared_future<void> opened = promise.get_future().share();
+  std::shared_ptr<std::promise<void>> started = std::make_shared<std::promise<void>>();
+
   void Open() { promise.set_value(); }
   std::function<void(uint64_t)> Task() {
-    return [opened = opened](uint64_t) { opened.wait(); };
+    return [opened = opened, started = started](uint64_t) {
+      started->set_value();
+      opened.wait();
+    };
+  }
+  // Puts it on the stream and returns when it runs, out of the queue.
+  void Block(Stream& stream) {
+    Put(stream, Task());
+    started->get_future().wait();
   }
 };
 
@@ -107,7 +117,7 @@ TEST_CASE("a task that comes while the thread sleeps wakes it") {
 TEST_CASE("appending waits while the queue holds its largest number of tasks") {
   Owned stream;
   Gate gate;
-  Put(*stream, gate.Task());
+  gate.Block(*stream);
   std::atomic<int> appended{0};
   std::thread caller([&] {
     for (size_t i = 0; i < Stream::kMaxQueuedTasks + 10; ++i) {
@@ -128,7 +138,7 @@ TEST_CASE("appending waits while the queue holds its largest number of tasks") {
 TEST_CASE("appending waits while the outputs of the queue hold their largest number of bytes") {
   Owned stream;
   Gate gate;
-  Put(*stream, gate.Task());
+  gate.Block(*stream);
   std::atomic<int> appended{0};
   std::thread caller([&] {
     for (int i = 0; i < 6; ++i) {
@@ -157,8 +167,7 @@ TEST_CASE("Close drops what is queued, and later calls fail") {
   auto stream = Stream::New();
   Gate gate;
   bool ran = false;
-  Put(*stream, gate.Task());
-  while (stream->completed() == 0 && stream->enqueued() < 1) std::this_thread::yield();
+  gate.Block(*stream);
   Put(*stream, [&](uint64_t) { ran = true; });
   std::thread opener([&] {
     std::this_thread::sleep_for(5ms);
@@ -224,7 +233,7 @@ TEST_CASE("Close raises the flag that the running task's loops look at") {
 TEST_CASE("Close wakes a caller that waits for room, who then fails") {
   auto stream = Stream::New();
   Gate gate;
-  Put(*stream, gate.Task());
+  gate.Block(*stream);
   std::promise<Status> result;
   std::thread caller([&] {
     Status status;
@@ -271,7 +280,7 @@ TEST_CASE("a stream waits for another one's ticket") {
   Owned first, second;
   Gate gate;
   std::atomic<int> step{0};
-  Put(*first, gate.Task());
+  gate.Block(*first);
   const uint64_t ticket = Put(*first, [&](uint64_t) { step = 1; });
   REQUIRE(second->After(first.stream, ticket).ok());
   int seen = -1;
@@ -296,7 +305,7 @@ TEST_CASE("a stream that is closed does not hold the one that waits for it, nor 
   auto first = Stream::New();
   Owned second;
   Gate gate;
-  Put(*first, gate.Task());
+  gate.Block(*first);
   REQUIRE(second->After(first, first->enqueued()).ok());
   const uint64_t last = Put(*second, [](uint64_t) {});
   first->Close();
@@ -311,7 +320,8 @@ TEST_CASE("using a storage waits for its writer on another stream and keeps its 
   StorageRef storage;
   REQUIRE(first->Allocate(1000, Cache::Writer::kStream, &storage).ok());
   storage->AddOwner();
-  const uint64_t write = Put(*first, gate.Task());
+  gate.Block(*first);
+  const uint64_t write = first->enqueued();
   storage->WrittenBy(first.stream, write);
   REQUIRE(first->Use(*storage.get()).ok());
   CHECK(first->enqueued() == 1);  // its own order is enough
@@ -331,7 +341,7 @@ TEST_CASE("using a storage waits for its writer on another stream and keeps its 
 TEST_CASE("a fresh block that queued ops of its stream still use makes another stream wait") {
   Owned first, second;
   Gate gate;
-  Put(*first, gate.Task());
+  gate.Block(*first);
   StorageRef storage;
   REQUIRE(first->Allocate(1000, Cache::Writer::kStream, &storage).ok());
   REQUIRE(second->Use(*storage.get()).ok());

@@ -5,7 +5,7 @@ import type { SampleId } from './sample.js';
 const MASK_128 = (1n << 128n) - 1n;
 
 /** 128-bit hash of an id; `1`, `'1'` and `1n` differ. */
-export function hashId(id: SampleId): bigint {
+function hashId(id: SampleId): bigint {
   const bytes = Buffer.from(`${typeof id}:${id}`);
   const words: number[] = [bytes.length];
   for (let i = 0; i < bytes.length; i += 4) {

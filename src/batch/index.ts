@@ -19,6 +19,7 @@ export {
   type PackedBatch,
   type PackedValues,
   packRows,
+  type ResponseRows,
   transferList,
   unpack,
 } from './pack.js';

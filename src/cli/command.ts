@@ -92,7 +92,7 @@ export function colored(style: 'green' | 'red' | 'yellow' | 'bold' | 'dim', text
 /** Rows as columns of equal width; numbers (by their look) to the right. */
 export function table(rows: readonly (readonly string[])[]): string {
   const widths = rows[0].map((_, column) => Math.max(...rows.map((row) => row[column].length)));
-  const isNumber = (cell: string): boolean => /^[-+]?[\d.,]/.test(cell);
+  const isNumber = (cell: string): boolean => /^-?[\d.,]+$/.test(cell);
   const right = widths.map((_, column) =>
     rows.slice(1).every((row) => isNumber(row[column]) || row[column] === ''),
   );

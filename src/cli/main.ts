@@ -17,6 +17,7 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
     load: () => import('./doctor.js'),
   },
   info: { summary: 'what the package sees: CPU, threads, CUDA', load: () => import('./info.js') },
+  bench: { summary: 'micro-benchmarks of the ops on this machine', load: () => import('./bench.js') },
   build: { summary: 'compile the native binary from source, in place', load: () => import('./build.js') },
   pack: {
     summary: 'pack the lengths of a file into bins of a token budget',

@@ -1,7 +1,7 @@
 /** Plots as self-contained SVG, for the pages that commands write. */
 
 /** Colours that stay apart for readers with colour-blindness (Okabe and Ito, 2008). */
-export const palette = ['#999999', '#56b4e9', '#e69f00', '#cc79a7', '#d55e00', '#009e73', '#0072b2'] as const;
+const palette = ['#999999', '#56b4e9', '#e69f00', '#cc79a7', '#d55e00', '#009e73', '#0072b2'] as const;
 
 const axisStyle = 'font: 12px system-ui, sans-serif; fill: #444';
 const margin = { left: 66, right: 16, top: 12, bottom: 48 };

@@ -21,7 +21,7 @@ export const STEP_WORDS = 4;
 const MAGIC_VERSION = 0x564c4101;
 
 /** Bits of the header's flags. */
-export const HeaderFlag = {
+const HeaderFlag = {
   /** After this window nothing remains unread. */
   EXHAUSTED: 1,
   /** The rank failed; all ranks end. */
@@ -157,7 +157,7 @@ export interface RunPosition {
 }
 
 /** The int32 form of a run's position, `[HEADER_WORDS]`, marked HELLO. */
-export function encodePosition(position: RunPosition): Int32Array {
+function encodePosition(position: RunPosition): Int32Array {
   const { configHash, epoch, round, stepInRound, length } = position;
   return Int32Array.of(
     MAGIC_VERSION,

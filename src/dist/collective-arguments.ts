@@ -4,12 +4,10 @@ import { argumentError } from '../errors.js';
 import type { CollectiveArray, CollectiveOptions } from './process-group.js';
 
 /** The longest deadline: one day, in milliseconds. */
-export const MAX_TIMEOUT_MS = 86_400_000;
+const MAX_TIMEOUT_MS = 86_400_000;
 
+/** Element types; the index is the number in a call's signature. */
 const arrayNames = ['Uint8Array', 'Int32Array', 'Float32Array', 'Float64Array', 'BigInt64Array'] as const;
-
-/** The name of an array's element type; its place in the list is its number in a call's signature. */
-export type CollectiveArrayName = (typeof arrayNames)[number];
 
 /** Number of the element type, or throws `ERR_VARLEN_TYPE` or `ERR_VARLEN_BUFFER`. */
 export function checkArray(op: string, argument: string, array: CollectiveArray): number {

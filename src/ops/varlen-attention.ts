@@ -328,7 +328,22 @@ export function varlenAttention(
 
 /** The tape's own names for what backward reads: the caller may dispose theirs. */
 function recordCall(call: SavedForBackward, stream: Stream | undefined): void {
-  const alias = (tensor: Tensor): Tensor => tensor.alias().outlive();
+  const names: Tensor[] = [];
+  const alias = (tensor: Tensor): Tensor => {
+    const own = tensor.alias().outlive();
+    names.push(own);
+    return own;
+  };
+  try {
+    recordSaved(call, aliasAll(call, alias), names, stream);
+  } catch (error) {
+    for (const own of [...names, call.out, call.softmaxLse]) own.dispose();
+    throw error;
+  }
+}
+
+/** What `alias` makes of every tensor of a call. */
+function aliasAll(call: SavedForBackward, alias: (tensor: Tensor) => Tensor): SavedForBackward {
   // The caller's q, k, v and out are not kept: they may be disposed and collected before backward.
   const none = { q: undefined, k: undefined, v: undefined, out: undefined };
   const options: Record<string, unknown> = { ...call.options, ...none };
@@ -336,7 +351,7 @@ function recordCall(call: SavedForBackward, stream: Stream | undefined): void {
     const value = options[name];
     if (value instanceof Tensor) options[name] = alias(value);
   }
-  const saved = {
+  return {
     q: alias(call.q),
     k: alias(call.k),
     v: alias(call.v),
@@ -344,14 +359,20 @@ function recordCall(call: SavedForBackward, stream: Stream | undefined): void {
     softmaxLse: alias(call.softmaxLse),
     options,
   };
-  const arrays = ARRAY_ARGUMENTS.map((name) => options[name]);
-  const names = [...Object.values(saved), ...arrays].filter((value) => value instanceof Tensor);
+}
+
+function recordSaved(
+  call: SavedForBackward,
+  saved: SavedForBackward,
+  names: readonly Tensor[],
+  stream: Stream | undefined,
+): void {
   record(OP, [call.q, call.k, call.v], [call.out, call.softmaxLse], names, ([dOut, dLse]) => {
     // A loss of softmaxLse alone brings no gradient of out.
     const zero = dOut === undefined ? zerosLike(saved.out) : undefined;
     const gradients = varlenAttentionBackward((dOut ?? zero)!, saved, {
       ...(dLse === undefined ? {} : { dLse }),
-      ...(stream === undefined ? {} : { stream }),
+      ...(stream === undefined || stream.disposed ? {} : { stream }),
     });
     zero?.dispose();
     return [gradients.dq, gradients.dk, gradients.dv];

@@ -76,6 +76,11 @@ export class Stream implements Disposable {
     return own;
   }
 
+  /** True after `dispose()`. */
+  get disposed(): boolean {
+    return this.id === undefined;
+  }
+
   /** @internal */
   idFor(op: string): number {
     if (this.id !== undefined) return this.id;

@@ -80,21 +80,30 @@ function nodesOf(edges: readonly Edge[]): TapeNode[] {
   return nodes;
 }
 
-function free(node: TapeNode): void {
+/** Gives up what a node saved; returns the nodes it read from, which have one user less. */
+function free(node: TapeNode): TapeNode[] {
+  const read = nodesOf(node.edges);
   for (const saved of node.saved) saved[Symbol.dispose]();
   node.backward = undefined;
   node.edges = [];
   node.saved = [];
+  for (const other of read) other.users--;
+  return read;
 }
 
-/** One user of `node` is gone; the last one takes what the node saved with it. */
-export function dropNode(node: TapeNode): void {
-  const dropped = [node];
-  for (const next of dropped) {
-    if (--next.users > 0) continue;
-    dropped.push(...nodesOf(next.edges)); // which the loop then visits too
-    free(next);
+/** Frees those nodes that nobody uses, and then those that only they used. */
+function freeUnused(nodes: readonly TapeNode[]): void {
+  const unused = [...nodes];
+  for (const node of unused) {
+    // What this frees, the loop then visits too.
+    if (node.users === 0 && node.backward !== undefined) unused.push(...free(node));
   }
+}
+
+/** An output of `node` is gone. */
+export function dropNode(node: TapeNode): void {
+  node.users--;
+  freeUnused([node]);
 }
 
 /** Nodes that `last` was computed from, itself included, latest first. */
@@ -187,6 +196,9 @@ export function backward(op: string, last: Tensor, gradient: () => Tensor, retai
   };
   try {
     scope(walk); // frees what a failure leaves behind
+  } catch (error) {
+    freeUnused(nodes);
+    throw error;
   } finally {
     setRecording(before);
   }

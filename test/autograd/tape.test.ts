@@ -355,6 +355,19 @@ describe('gradients', () => {
     }
   });
 
+  test('do not need the stream of the forward pass to be alive', () => {
+    scope(() => {
+      const x = parameter(1);
+      const side = new Stream('cpu');
+      const y = attend(x, x, x, { stream: side });
+      side.dispose();
+      expect(side.disposed).toBe(true);
+      y.backward(constant(4));
+      expect(read(x.grad)).toHaveLength(48);
+      dropGradient(x);
+    });
+  });
+
   test('fail with the op that failed', async () => {
     const y = failing({ requiresGrad: true });
     const x = parameter(1);

@@ -15,6 +15,6 @@ test('a build that cannot be configured ends with a typed error and the reason a
   expect(code).not.toBe(0);
   expect(stdout).toBe('');
   expect(stderr).toMatch(
-    /expected address, thread or nothing.*ERR_VARLEN_BUILD_FAILED: build: native build failed \(exit \d+\)/s,
+    /expected address, thread or OFF.*ERR_VARLEN_BUILD_FAILED: build: native build failed \(exit \d+\)/s,
   );
 });

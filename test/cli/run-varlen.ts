@@ -17,7 +17,7 @@ export interface Outcome {
 export function runVarlen(
   argv: readonly string[],
   env: Readonly<Record<string, string>> = {},
-  interruptWhen?: RegExp,
+  interruptAfterMs?: number,
 ): Promise<Outcome> {
   const child = spawn(process.execPath, ['--import', tsx, join(root, 'src/cli/main.ts'), ...argv], {
     env: { ...process.env, ...env },
@@ -25,17 +25,13 @@ export function runVarlen(
   });
   let stdout = '';
   let stderr = '';
-  const watch = (): void => {
-    if (interruptWhen?.test(stdout + stderr)) child.kill('SIGINT');
-  };
   child.stdout.setEncoding('utf8').on('data', (text: string) => {
     stdout += text;
-    watch();
   });
   child.stderr.setEncoding('utf8').on('data', (text: string) => {
     stderr += text;
-    watch();
   });
+  if (interruptAfterMs !== undefined) setTimeout(() => child.kill('SIGINT'), interruptAfterMs);
   return new Promise((resolve, reject) => {
     child.once('error', reject);
     child.once('close', (code) => resolve({ code, stdout, stderr }));

@@ -2,6 +2,8 @@ import { expect, test } from 'vitest';
 import { run } from '../support/program.js';
 
 const MIB = 2 ** 20;
+// A sanitizer keeps freed memory aside, and looks for leaks itself when the program ends.
+const sanitized = process.env.VARLEN_SANITIZED !== undefined;
 
 test.each([
   // kind, calls, calls before, RSS in MiB, heap in KiB
@@ -12,9 +14,10 @@ test.each([
   ['streamed', 1000, 1000, 4, 512],
 ] as const)('%s %i times leaks nothing', { timeout: 180_000 }, async (kind, calls, warmUp, rss, heap) => {
   const nodeArgs = ['--expose-gc', '--max-semi-space-size=1'];
-  const args = [kind, String(calls), String(warmUp)];
+  const args = [kind, String(sanitized ? calls / 20 : calls), String(sanitized ? 100 : warmUp)];
   const { status, stdout, stderr } = await run('leaks', args, { nodeArgs, timeoutMs: 170_000 });
   expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
+  if (sanitized) return;
   const grown = JSON.parse(stdout) as { rss: number; heap: number };
   expect(grown.rss).toBeLessThan(rss * MIB);
   expect(grown.heap).toBeLessThan(heap * 1024);

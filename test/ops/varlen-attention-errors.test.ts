@@ -12,7 +12,7 @@ import {
   varlenAttention,
   varlenAttentionBackward,
 } from '../../src/index.js';
-import { badCuSeqlens } from '../support/arbitraries.js';
+import { badCuSeqlens, cuSeqlens as goodCuSeqlens } from '../support/arbitraries.js';
 import { bitsOf, device, tensor, tries, valuesOf } from '../support/attention.js';
 import { rejected, thrown } from '../support/thrown.js';
 
@@ -137,6 +137,22 @@ describe('offsets', () => {
         expect(((await rejected(late.softmaxLse.data())) as VarlenError).code).toBe('ERR_VARLEN_CU_SEQLENS');
       }),
       { numRuns: tries(200) },
+    );
+  });
+
+  test('that are right are accepted, on the host and in a tensor, whatever rows follow', () => {
+    fc.assert(
+      fc.property(goodCuSeqlens, fc.nat(3), (cuSeqlens, tail) => {
+        scope(() => {
+          const total = cuSeqlens[cuSeqlens.length - 1] + tail;
+          const t = filled([total, 1, 1]);
+          const onHost = varlenAttention(t, t, t, { cuSeqlens });
+          const inTensor = Tensor.from(cuSeqlens, { device });
+          const late = varlenAttention(t, t, t, { cuSeqlens: inTensor, maxSeqlen: total });
+          expect(bitsOf(late.out).equals(bitsOf(onHost.out))).toBe(true);
+        });
+      }),
+      { numRuns: tries(60) },
     );
   });
 

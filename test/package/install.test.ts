@@ -1,4 +1,4 @@
-import { existsSync, renameSync, rmSync } from 'node:fs';
+import { existsSync, realpathSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { Consumer } from './consumer.js';
@@ -79,6 +79,34 @@ describe('a project without a compiler', () => {
     try {
       expect(consumer.run('node', ['program.cjs'], env).output).toBe(result);
       expect(consumer.run('node', ['program.cjs']).status).not.toBe(0);
+    } finally {
+      renameSync(`${prebuilt()}.away`, prebuilt());
+    }
+  });
+});
+
+describe('npx varlen doctor --json', () => {
+  test('says that attention agrees with its reference, which binary that was, and why CUDA is off', () => {
+    const { status, stdout } = consumer.run('npm', ['exec', '--no', '--', 'varlen', 'doctor', '--json']);
+    const report = JSON.parse(stdout);
+    expect(report).toMatchObject({ ok: true, exitCode: status });
+    expect(realpathSync(report.binary.path)).toBe(realpathSync(prebuilt()));
+    expect(report.checks.find(({ name }: { name: string }) => name === 'cpu')).toMatchObject({
+      status: 'ok',
+    });
+    if (!report.cuda.available) {
+      expect(status).toBe(3);
+      expect(report.cuda.code).toMatch(/^(NOT_BUILT|NO_DRIVER|NO_DEVICE|DRIVER_TOO_OLD|ARCH_UNSUPPORTED)$/);
+      expect(report.cuda.reason).toMatch(/\w+ \w+/);
+    }
+  });
+
+  test('reports a binary that is missing, and fails', () => {
+    renameSync(prebuilt(), `${prebuilt()}.away`);
+    try {
+      const { status, stdout } = consumer.run('npm', ['exec', '--no', '--', 'varlen', 'doctor', '--json']);
+      expect(status).toBe(1);
+      expect(stdout).toContain('ERR_VARLEN_NO_BINARY');
     } finally {
       renameSync(`${prebuilt()}.away`, prebuilt());
     }

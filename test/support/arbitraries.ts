@@ -10,7 +10,7 @@ const length: fc.Arbitrary<number> = fc.oneof(
 );
 
 /** Lengths of the sequences of a pack in tokens; empty packs and empty sequences included. */
-export const lengths: fc.Arbitrary<number[]> = fc.array(length, { maxLength: 6 });
+const lengths: fc.Arbitrary<number[]> = fc.array(length, { maxLength: 6 });
 
 /** Prefix sums of lengths, `[numSeqs + 1]`. */
 export function cuSeqlensOf(lengths: readonly number[]): Int32Array {
@@ -41,7 +41,7 @@ export function badCuSeqlens(totalTokens: number): fc.Arbitrary<Int32Array> {
  * `keyEnd` of one sequence: a random forest of `length` nodes in depth-first order. A node either ends
  * with its parent, as the tokens of one answer do, or opens a subtree of its own.
  */
-export function tree(length: number): fc.Arbitrary<Int32Array> {
+function tree(length: number): fc.Arbitrary<Int32Array> {
   return fc.array(fc.nat(), { minLength: length, maxLength: length }).map((choices) => {
     const keyEnd = new Int32Array(length);
     const open: number[] = [];

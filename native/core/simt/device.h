@@ -7,6 +7,9 @@
 // The device back end of the sm_80 instructions: one inline PTX statement (PTX ISA 7.0 and later)
 // per function. What each does is said in host.h.
 #define SIMT_FN __device__ __forceinline__
+// Before a loop. Register arrays need it: an index that is not a constant puts them in memory.
+#define SIMT_UNROLL _Pragma("unroll")
+#define SIMT_NO_UNROLL _Pragma("unroll 1")
 
 namespace varlen::simt {
 
@@ -26,6 +29,13 @@ SIMT_FN uint32_t SharedAddress(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 }  // namespace internal
+
+// The same value, of which the compiler knows nothing: what is computed from it is not hoisted out
+// of a loop, where it would hold registers.
+SIMT_FN int Opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 
 // --- barriers -----------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@
 // The host back end of the sm_80 instructions. Every operation takes the line of the kernel as its
 // last, defaulted argument; device.h has the same functions without it.
 #define SIMT_FN inline
+#define SIMT_UNROLL
+#define SIMT_NO_UNROLL
 
 namespace varlen::simt {
 
@@ -25,6 +27,9 @@ inline int LaneIndex() { return ThreadIndex() % kWarpSize; }
 inline int WarpIndex() { return ThreadIndex() / kWarpSize; }
 inline int64_t BlockIndex() { return Block::Current().index(); }
 inline int64_t GridSize() { return Block::Current().grid(); }
+
+// The same value; under nvcc one that the compiler cannot see through.
+inline int Opaque(int value) { return value; }
 
 // --- barriers -----------------------------------------------------------------------------------
 

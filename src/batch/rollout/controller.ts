@@ -203,13 +203,17 @@ export class RolloutController implements AsyncIterable<UpdateBatch> {
     let harvesting = false;
     for (;;) {
       if (this.#scoreFailure !== undefined) throw this.#scoreFailure.error;
-      if (!harvesting) {
-        await this.#load();
-        this.#fill();
-      }
       const ready = this.#ready();
       harvesting ||= this.#isDue(ready);
-      if (harvesting && !this.#mustFinish()) return await this.#harvest(ready);
+      if (!harvesting) {
+        // Only now: what starts just before a harvest would be stopped at once.
+        await this.#load();
+        this.#fill(() => true);
+      }
+      if (harvesting) {
+        if (!this.#mustFinish()) return await this.#harvest(ready);
+        this.#fill((entry) => this.#limitAction(entry) === 'finish');
+      }
       if (this.#running.size > 0) {
         // A score may complete the batch before the next rollout does.
         const scored = ready.length + this.#scoring.size >= this.#options.completed && !harvesting;
@@ -276,12 +280,14 @@ export class RolloutController implements AsyncIterable<UpdateBatch> {
     }
   }
 
-  /** Starts waiting rollouts while the engine has room. */
-  #fill(): void {
-    let free = this.#engine.capacity - this.#running.size;
+  /** Starts those waiting rollouts that `may` start while the engine has room. */
+  #fill(may: (entry: RolloutEntry) => boolean): void {
     this.#queue ??= this.#waiting();
-    for (; free > 0 && this.#queue.length > 0; free--) {
-      const entry = this.#queue.pop() as RolloutEntry;
+    const queue = this.#queue;
+    for (let i = queue.length - 1; i >= 0 && this.#running.size < this.#engine.capacity; i--) {
+      const entry = queue[i];
+      if (!may(entry)) continue;
+      queue.splice(i, 1);
       entry.status = 'running';
       if (entry.admitted < 0) entry.admitted = this.#version;
       this.#running.set(entry.id, entry);
@@ -317,19 +323,21 @@ export class RolloutController implements AsyncIterable<UpdateBatch> {
     return ready.reduce((sum, entry) => sum + entry.tokens.length, 0) >= this.#options.tokens;
   }
 
-  /** True while a rollout runs that must not live to see the next policy unfinished. */
+  /** True while there is a rollout, running or stopped, that must not see the next policy unfinished. */
   #mustFinish(): boolean {
-    for (const entry of this.#running.values()) if (this.#limitAction(entry) === 'finish') return true;
+    for (const entry of this.#entries.values()) if (this.#limitAction(entry) === 'finish') return true;
     return false;
   }
 
   /** What must happen to an unfinished rollout before the next update; undefined: it may be stopped. */
   #limitAction(entry: RolloutEntry): 'finish' | 'restart' | 'drop' | undefined {
     const { mode, maxStaleness, maxInterruptions, onLimit } = this.#options;
+    const runs = entry.status === 'running';
+    if (!runs && entry.status !== 'partial') return undefined;
     // Tokens of the current run, which the engine still holds, bear the current version.
     const oldest = entry.versions.length > 0 ? entry.versions[0] : this.#version;
     const tooOld = mode === 'partial' && this.#version + 1 - oldest > maxStaleness;
-    const tooOften = entry.interruptions + 1 > maxInterruptions;
+    const tooOften = runs && entry.interruptions + 1 > maxInterruptions;
     if (!tooOld && !tooOften) return undefined;
     return onLimit === 'restart' && entry.restarts > 0 ? 'finish' : onLimit;
   }
@@ -345,7 +353,16 @@ export class RolloutController implements AsyncIterable<UpdateBatch> {
     }
     this.#consumed += chosen.length;
 
+    // Before the stop: afterwards the limits of those that ran have been seen to.
+    const aged = [...this.#entries.values()].filter(
+      (entry) => entry.status === 'partial' && this.#limitAction(entry) !== undefined,
+    );
     await this.#stop([...this.#running.keys()]);
+    for (const entry of aged) {
+      if (entry.status !== 'partial') continue;
+      if (onLimit === 'drop') this.#drop(entry);
+      else this.#wasted += restart(entry);
+    }
     // Complete rollouts that will be too old for the next policy; their prompt gets another try.
     for (const entry of this.#done) {
       if (!overdue(entry)) continue;
@@ -401,8 +418,9 @@ export class RolloutController implements AsyncIterable<UpdateBatch> {
       this.#append(entry, output);
       // Dropped when all have been stopped: the rest of its prompt group goes with it.
       if (action === 'drop') givenUp.add(entry.id);
-      if (action === 'restart' || this.#options.mode === 'on-policy') this.#wasted += restart(entry);
-      else entry.status = entry.tokens.length > 0 ? 'partial' : 'pending';
+      if (entry.tokens.length === 0) entry.status = 'pending';
+      else if (action === 'restart' || this.#options.mode === 'on-policy') this.#wasted += restart(entry);
+      else entry.status = 'partial';
     }
     if (this.#running.size > 0) {
       const [missing] = this.#running.keys();

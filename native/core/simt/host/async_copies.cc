@@ -79,7 +79,7 @@ void AsyncCopies::Wait(int groups) {
   for (size_t i = 0; i < end; ++i) {
     const Copy& copy = thread.copies[i];
     unsigned char bytes[16] = {};
-    std::memcpy(bytes, copy.source, static_cast<size_t>(copy.valid));
+    if (copy.valid > 0) std::memcpy(bytes, copy.source, static_cast<size_t>(copy.valid));
     block.shared.Deliver(copy.offset, bytes, copy.bytes, block.current_thread());
   }
   thread.copies.erase(thread.copies.begin(), thread.copies.begin() + static_cast<int64_t>(end));

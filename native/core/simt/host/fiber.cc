@@ -8,6 +8,7 @@
 #include <new>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #if defined(__SANITIZE_THREAD__)
@@ -120,6 +121,9 @@ void Fiber::Start(char* stack, size_t bytes, void (*entry)(void*), void* argumen
   bytes_ = bytes;
   entry_ = entry;
   argument_ = argument;
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(stack, bytes);  // the red zones of abandoned frames
+#endif
 #if defined(__SANITIZE_THREAD__)
   if (own_shadow_ == nullptr) own_shadow_ = __tsan_create_fiber(0);
 #else

@@ -1,0 +1,103 @@
+import { parseArgs } from 'node:util';
+import { benchCallOverhead } from '../src/cli/bench/call-overhead.js';
+import type { Bench } from '../src/cli/bench/measure.js';
+import { describeLines } from '../src/cli/bench.js';
+import { Device } from '../src/index.js';
+import { bench as benchVarlenAttention } from './ops/varlen-attention.bench.js';
+import { measureTargets, readTargets, type Target } from './targets.js';
+
+const USAGE = `npm run bench -- [name...] [--json] [--quick]
+npm run bench -- --targets [--only id] [--json] [--quick]
+
+Names: varlen-attention, call-overhead. --only takes a target's id or the beginning of several, such as
+attention.cpu or gemm.cpu.torch. --json prints one object per line. VARLEN_BENCH_PYTHON names the Python
+that has PyTorch.`;
+
+const BENCHES: Readonly<Record<string, Bench>> = {
+  'varlen-attention': benchVarlenAttention,
+  'call-overhead': benchCallOverhead,
+};
+
+interface Flags {
+  readonly json: boolean;
+  readonly quick: boolean;
+  readonly only: string | undefined;
+}
+
+async function runBenches(names: readonly string[], { json, quick }: Flags): Promise<void> {
+  for (const name of names.length > 0 ? names : Object.keys(BENCHES)) {
+    const lines = [];
+    for await (const line of BENCHES[name]({ device: Device.resolve('auto'), quick })) {
+      if (json) console.log(JSON.stringify(line));
+      lines.push(line);
+    }
+    if (!json) console.log(describeLines(lines));
+  }
+}
+
+/** True when every target that was measured holds. */
+async function runTargets({ json, quick, only }: Flags): Promise<boolean> {
+  const targets = new Map<string, Target>(readTargets().map((target) => [target.id, target]));
+  let held = true;
+  for await (const outcome of measureTargets(only, quick, (id, why) =>
+    console.error(`${id}: not measured: ${why}`),
+  )) {
+    held &&= outcome.ok;
+    if (json) {
+      console.log(JSON.stringify(outcome));
+      continue;
+    }
+    const { id, what, comparedWith, measured, target, unit, ok } = outcome;
+    const { better, floor = target } = targets.get(id)!;
+    const overFloor = measured !== null && (better === 'lower' ? measured <= floor : measured >= floor);
+    const verdict = ok
+      ? 'ok'
+      : measured === null
+        ? 'not measured'
+        : overFloor
+          ? 'short (first release holds)'
+          : 'short';
+    const bound = better === 'lower' ? '<=' : '>=';
+    console.log(
+      `${verdict.padEnd(5)} ${id}: ${measured ?? '-'} ${unit} (${bound} ${target})\n      ${what}; against ${comparedWith}`,
+    );
+  }
+  return held;
+}
+
+function fail(message: string): never {
+  console.error(`${message}\n\n${USAGE}`);
+  process.exit(2);
+}
+
+function readArguments() {
+  const flag = { type: 'boolean', default: false } as const;
+  const options = {
+    json: flag,
+    quick: flag,
+    targets: flag,
+    help: { ...flag, short: 'h' },
+    only: { type: 'string' },
+  } as const;
+  try {
+    return parseArgs({ options, allowPositionals: true });
+  } catch (error) {
+    return fail((error as Error).message);
+  }
+}
+
+async function main(): Promise<void> {
+  const { values, positionals } = readArguments();
+  const flags = { json: values.json, quick: values.quick, only: values.only };
+  if (values.help) return console.log(USAGE);
+  const unknown = positionals.find((name) => !Object.hasOwn(BENCHES, name));
+  if (unknown !== undefined) fail(`no bench '${unknown}'`);
+  if (!values.targets) return runBenches(positionals, flags);
+  const { only } = values;
+  if (only !== undefined && !readTargets().some(({ id }) => id === only || id.startsWith(`${only}.`))) {
+    fail(`no target '${only}'`);
+  }
+  if (!(await runTargets(flags))) process.exitCode = 1;
+}
+
+void main();

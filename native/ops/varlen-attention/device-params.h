@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+
+// What the device kernels of this op read. Every pointer is device memory; strides are in elements.
+namespace varlen::varlen_attention {
+
+// Unbounded side of a window: farther than any two positions of one sequence are apart.
+inline constexpr int32_t kUnbounded = 1 << 30;
+
+// Sequence b owns rows cu_q[b] .. cu_q[b + 1] - 1 of which used_q[b] are used (all when null). One
+// more, virtual sequence stands for the rows past cu_q[num_seqs]: no used row, no key.
+struct DeviceSequences {
+  const int32_t* cu_q;
+  const int32_t* cu_k;
+  const int32_t* used_q;  // or null
+  const int32_t* used_k;  // or null
+  int32_t num_seqs;
+  int64_t total_q;  // rows of q
+};
+
+// The mask of the header's keep(i, j), in the form the kernels use.
+struct DeviceMask {
+  int32_t left, right;     // kUnbounded: no bound; causal has right = 0
+  const int32_t* key_end;  // [totalTokensK] or null
+};
+
+// The order in which tiles are worked on; made by the prepare kernel.
+struct DeviceSchedule {
+  int32_t* order;       // [num_seqs + 1], sequences by descending work
+  int64_t* tile_start;  // [num_seqs + 2], first tile of each entry of `order`
+  int32_t* next_tile;   // counter, starts at 0
+};
+
+template <class T>
+struct ForwardArguments {
+  const T *q, *k, *v;
+  T* out;
+  float* softmax_lse;  // [num_heads, lse_stride]
+  int64_t q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head, lse_stride;
+  DeviceSequences sequences;
+  DeviceMask mask;
+  DeviceSchedule schedule;
+  const float* alibi_slopes;      // [num_heads] or [num_seqs, num_heads], or null
+  int32_t alibi_sequence_stride;  // 0 or num_heads
+  int32_t num_heads, num_kv_heads, head_dim;
+  float softmax_scale;
+  float softcap;       // 0: off
+  bool vector_loads;   // q, k, v: base and strides are multiples of 16 bytes
+  bool vector_stores;  // out likewise
+};
+
+}  // namespace varlen::varlen_attention

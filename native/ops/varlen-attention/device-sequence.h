@@ -1,0 +1,117 @@
+#pragma once
+
+#include <cstdint>
+
+#include "core/simt/simt.h"
+#include "ops/varlen-attention/device-params.h"
+
+// One packed sequence as a kernel sees it, and the tile scheduler that hands its work out.
+namespace varlen::varlen_attention {
+
+struct DeviceSequence {
+  int64_t q_begin, k_begin;  // rows
+  int32_t q_slot;            // rows owned, of which
+  int32_t q_length;          // are used
+  int32_t k_length;          // keys used
+
+  // Bottom-right alignment: the last query stands at the last key.
+  SIMT_FN int32_t Position(int32_t token) const { return token + k_length - q_length; }
+  // Keys [begin, end) that causal and window leave to a token; both never fall with it.
+  SIMT_FN int32_t KeysBegin(int32_t token, const DeviceMask& mask) const {
+    const int64_t begin = int64_t{Position(token)} - mask.left;
+    return begin < 0 ? 0 : begin > k_length ? k_length : static_cast<int32_t>(begin);
+  }
+  SIMT_FN int32_t KeysEnd(int32_t token, const DeviceMask& mask) const {
+    const int64_t end = int64_t{Position(token)} + mask.right + 1;
+    return end < 0 ? 0 : end > k_length ? k_length : static_cast<int32_t>(end);
+  }
+};
+
+SIMT_FN DeviceSequence ReadSequence(const DeviceSequences& all, int32_t b) {
+  DeviceSequence s;
+  s.q_begin = simt::Load(all.cu_q + b);
+  if (b == all.num_seqs) {
+    s.q_slot = static_cast<int32_t>(all.total_q - s.q_begin);
+    s.q_length = 0;
+    s.k_begin = 0;
+    s.k_length = 0;
+    return s;
+  }
+  s.q_slot = static_cast<int32_t>(simt::Load(all.cu_q + b + 1) - s.q_begin);
+  s.k_begin = simt::Load(all.cu_k + b);
+  s.q_length = all.used_q != nullptr ? simt::Load(all.used_q + b) : s.q_slot;
+  s.k_length = all.used_k != nullptr
+                   ? simt::Load(all.used_k + b)
+                   : static_cast<int32_t>(simt::Load(all.cu_k + b + 1) - s.k_begin);
+  return s;
+}
+
+SIMT_FN int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Row blocks of one key/value head: rows are (token, head of the group), head fastest.
+SIMT_FN int64_t RowBlocks(const DeviceSequence& s, int32_t group, int32_t block_m) {
+  return CeilDiv(int64_t{s.q_slot} * group, block_m);
+}
+
+// Key blocks of the heaviest tile: what a sequence is sorted by. A pure function of shapes.
+SIMT_FN int32_t HeaviestTile(const DeviceSequence& s, const DeviceMask& mask, int32_t block_n) {
+  if (s.q_length == 0) return 0;
+  return static_cast<int32_t>(CeilDiv(s.KeysEnd(s.q_length - 1, mask), block_n));
+}
+
+// Key/value heads that are walked together so that their keys and values stay in the L2 cache: the
+// largest of 16, 8, 4, 2, 1 that needs at most 8 MiB (FlashAttention 3; an under-estimate of the
+// cache works better than an over-estimate).
+SIMT_FN int32_t HeadsTogether(const DeviceSequence& s, int32_t head_dim) {
+  const int64_t bytes = int64_t{s.k_length} * head_dim * 4;
+  int32_t heads = 16;
+  while (heads > 1 && heads * bytes > (int64_t{8} << 20)) heads /= 2;
+  return heads;
+}
+
+struct Tile {
+  DeviceSequence sequence;
+  int32_t b;
+  int32_t kv_head;
+  int64_t row_block;
+};
+
+// Entry of `order` that tile `id` belongs to: a 32-ary search in tile_start, one probe per lane, so
+// that a thousand sequences take two rounds. Every warp does it for itself.
+SIMT_FN int32_t FindEntry(const DeviceSchedule& schedule, int32_t entries, int64_t id) {
+  int32_t low = 0, size = entries;
+  while (size > 1) {
+    const int32_t step = static_cast<int32_t>(CeilDiv(size, simt::kWarpSize));
+    const int32_t probe = low + simt::LaneIndex() * step;
+    const bool starts_before = probe < low + size && simt::Load(schedule.tile_start + probe) <= id;
+    // Lane 0 always starts before; entries without tiles share their start with the next one, and
+    // the last of them is the owner.
+    const uint32_t before = simt::Ballot(starts_before);
+    int32_t last = 0;
+    for (uint32_t rest = before >> 1; rest != 0; rest >>= 1) ++last;
+    low += last * step;
+    size = size - last * step < step ? size - last * step : step;
+  }
+  return low;
+}
+
+// Long tiles first within a sequence too: for a causal mask the last rows see most keys.
+SIMT_FN Tile DecodeTile(const DeviceSequences& sequences, const DeviceSchedule& schedule,
+                        int64_t id, int32_t num_kv_heads, int32_t group, int32_t head_dim,
+                        int32_t block_m) {
+  const int32_t entry = FindEntry(schedule, sequences.num_seqs + 1, id);
+  Tile tile;
+  tile.b = simt::Load(schedule.order + entry);
+  tile.sequence = ReadSequence(sequences, tile.b);
+  const int64_t row_blocks = RowBlocks(tile.sequence, group, block_m);
+  const int32_t together = HeadsTogether(tile.sequence, head_dim);
+  const int64_t in_sequence = id - simt::Load(schedule.tile_start + entry);
+  const auto first_head = static_cast<int32_t>(in_sequence / (row_blocks * together)) * together;
+  const int64_t in_heads = in_sequence - first_head * row_blocks;
+  const int32_t left = num_kv_heads - first_head, heads = left < together ? left : together;
+  tile.kv_head = first_head + static_cast<int32_t>(in_heads % heads);
+  tile.row_block = row_blocks - 1 - in_heads / heads;
+  return tile;
+}
+
+}  // namespace varlen::varlen_attention
