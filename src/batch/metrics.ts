@@ -145,7 +145,9 @@ export class MetricsRecorder {
     this.#deferred += metrics.carried;
     this.#alignMs += metrics.alignMs;
     this.#windowFillMs += metrics.windowFillMs;
-    const order = delays.lengths.map((_, i) => i).sort((a, b) => delays.lengths[a] - delays.lengths[b]);
+    const order = delays.lengths.map((_, i) => i);
+    // Without a delay every decile counts the same, whoever is in it.
+    if (delays.ages.some((age) => age > 0)) order.sort((a, b) => delays.lengths[a] - delays.lengths[b]);
     order.forEach((sample, place) => {
       const decile = Math.floor((10 * place) / order.length);
       this.#delaySum[decile] += delays.ages[sample];

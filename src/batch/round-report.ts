@@ -18,15 +18,20 @@ export function describeRound<S>(
   { epoch, round, alignMs }: { epoch: number; round: number; alignMs: number },
 ): RoundReport {
   const emitted = Array.from(order, (canonical) => global[canonical]);
-  const items = Array.from(order)
-    .flatMap((canonical) => fitted.steps[canonical] ?? [])
-    .map((index) => window.items[index]);
+  const lengths: number[] = [];
+  const ages: number[] = [];
+  for (const canonical of order) {
+    for (const index of fitted.steps[canonical] ?? []) {
+      lengths.push(window.items[index].length);
+      ages.push(window.items[index].carryAge);
+    }
+  }
   const largest = emitted.reduce((sum, { maxCost }) => sum + maxCost, 0);
   const mean = emitted.reduce((sum, { cost }) => sum + cost, 0) / headers.length;
   const carried = fitted.carry.map((index) => window.items[index]);
   return {
-    lengths: items.map(({ length }) => length),
-    ages: items.map(({ carryAge }) => carryAge),
+    lengths,
+    ages,
     metrics: Object.freeze({
       epoch,
       round,

@@ -286,7 +286,7 @@ export class RoundMaker<S> {
   }
 
   #collect(): Collector<S> {
-    const { window: size, warmup, windowTrigger, align, limits } = this.#options;
+    const { window: size, warmup, windowTrigger, align, limits, audit } = this.#options;
     const { epoch, round, costSum, costSamples } = this.#start;
     // ODB's threshold growth: 0, 5 %, 10 %, ... of the window in the first rounds.
     const share = warmup === 'ramp' && epoch === 0 ? Math.min(1, 0.05 * round) : 1;
@@ -300,7 +300,8 @@ export class RoundMaker<S> {
       costOf: limits.costOf,
       read: this.#draining === undefined,
     };
-    return new Collector(this.#reader, this.#carry, target, ({ id }) => this.#auditIn.add(id));
+    const note = audit === false ? () => {} : ({ id }: Item<S>) => this.#auditIn.add(id);
+    return new Collector(this.#reader, this.#carry, target, note);
   }
 
   #header(window: Collector<S>, steps: number): RoundHeader {

@@ -55,13 +55,13 @@ export function completeStep<S>(
   { step, index, count, weight }: Accumulated<DraftStep<S>>,
   options: Pick<AnyOptions, 'lossScaling' | 'localLoss' | 'reduction'>,
 ): PlannedStep<S> {
-  const { facts, ...rest } = step;
+  const { items, facts, global, globalWeight, ranks, after, replayed, shadowed } = step;
   const { lossScaling, localLoss, reduction } = options;
   const { localWeight, idle } = facts;
   const scale =
     lossScaling === 'none'
       ? Number(!idle)
-      : lossScale({ localWeight, globalWeight: weight, worldSize: rest.ranks, localLoss, reduction });
+      : lossScale({ localWeight, globalWeight: weight, worldSize: ranks, localLoss, reduction });
   const info = Object.freeze({
     ...facts,
     lossScale: scale,
@@ -69,7 +69,7 @@ export function completeStep<S>(
     accumulationIndex: index,
     accumulationSteps: count,
   });
-  return { ...rest, info };
+  return { items, global, globalWeight, ranks, after, replayed, shadowed, info };
 }
 
 /** What a step's loss is averaged over, on this rank. */
