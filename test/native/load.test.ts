@@ -26,7 +26,12 @@ function hostWith(files: Record<string, (path: string) => void> = {}, over: Part
 }
 
 function cc(args: string[], source?: string): void {
-  execFileSync('cc', [...args, ...(source === undefined ? [] : ['-x', 'c', '-'])], { input: source ?? '' });
+  // A preloaded sanitizer would report the compiler's leaks.
+  const env = { ...process.env, LD_PRELOAD: '' };
+  execFileSync('cc', [...args, ...(source === undefined ? [] : ['-x', 'c', '-'])], {
+    input: source ?? '',
+    env,
+  });
 }
 
 const headers = createRequire(import.meta.url)('node-api-headers').include_dir as string;
