@@ -21,7 +21,7 @@ export type DType = (typeof DTYPES)[number];
 
 /** Whatever names a native tensor. A class, so that no look-alike of a caller's is taken for one. */
 export abstract class HandleOwner {
-  /** 0 once it was disposed. */
+  /** @internal 0 once it was disposed. */
   abstract readonly handle: number;
 }
 
