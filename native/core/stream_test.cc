@@ -314,6 +314,21 @@ TEST_CASE("a stream that is closed does not hold the one that waits for it, nor 
   gate.Open();
 }
 
+TEST_CASE("a stream that is closed while it waits for another one ends its thread") {
+  Owned first;
+  Gate gate;
+  gate.Block(*first);
+  auto second = Stream::New();
+  const std::weak_ptr<Stream> gone = second;
+  REQUIRE(second->After(first.stream, first->enqueued()).ok());
+  std::this_thread::sleep_for(5ms);
+  second->Close();
+  second.reset();
+  for (int i = 0; i < 2000 && !gone.expired(); ++i) std::this_thread::sleep_for(1ms);
+  CHECK(gone.expired());
+  gate.Open();
+}
+
 TEST_CASE("using a storage waits for its writer on another stream and keeps its memory there") {
   Owned first, second;
   Gate gate;

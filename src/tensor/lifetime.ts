@@ -9,8 +9,6 @@ type Forgotten =
   | {
       readonly handle: number;
       readonly stack?: string;
-      /** Called when it is collected. */
-      readonly collected?: () => void;
       /** Not the caller's to dispose: no leak. */
       readonly ours?: true;
     };
@@ -21,10 +19,9 @@ export const debug: boolean = process.env.VARLEN_DEBUG === '1';
 let leakedByGc = 0;
 
 const forgotten = new FinalizationRegistry<Forgotten>((held) => {
-  const { handle, stack, collected, ours }: Exclude<Forgotten, number> =
+  const { handle, stack, ours }: Exclude<Forgotten, number> =
     typeof held === 'number' ? { handle: held } : held;
   release(handle);
-  collected?.();
   if (ours) return;
   if (leakedByGc++ === 0) {
     process.emitWarning(
@@ -71,17 +68,6 @@ export function abandon(tensor: Disposer, handle: number): void {
   forgotten.unregister(tensor);
   currentScope?.delete(tensor);
   release(handle);
-}
-
-/** A recorded result: the tape wants to know when it is collected. */
-export function adoptRecorded(
-  tensor: Disposer,
-  handle: number,
-  stack: string | undefined,
-  collected: () => void,
-): void {
-  forgotten.unregister(tensor);
-  forgotten.register(tensor, { handle, collected, ...(stack === undefined ? {} : { stack }) }, tensor);
 }
 
 /** A tensor that the package made for itself or that outlives its scope, as gradients do: no leak. */

@@ -12,7 +12,7 @@ import {
   newArray,
   type TypedArray,
 } from './dtype.js';
-import { abandon, adopt, adoptAsOurs, adoptRecorded, debug } from './lifetime.js';
+import { abandon, adopt, adoptAsOurs, debug } from './lifetime.js';
 import { Stream } from './stream.js';
 import { backward, dropNode, isTracked, record, refuseTracked, type TapeNode } from './tape.js';
 import { readTensorLike, type TensorLike } from './tensor-like.js';
@@ -236,7 +236,6 @@ export class Tensor extends native.HandleOwner implements Disposable {
   track(source: { readonly node: TapeNode; readonly output: number }): void {
     this.#source = source;
     this.#requiresGrad = true;
-    adoptRecorded(this, this.#handle, this.#madeAt?.stack, () => dropNode(source.node));
   }
 
   /** @internal Lets it live past the current scope, on the package's own account. */

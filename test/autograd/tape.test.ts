@@ -12,6 +12,7 @@ import {
   varlenAttention,
   varlenAttentionBackward,
 } from '../../src/index.js';
+import { record } from '../../src/tensor/tape.js';
 import { failing } from '../support/failing.js';
 import { rejected, thrown } from '../support/thrown.js';
 
@@ -69,7 +70,8 @@ describe('backward', () => {
     const loss = (x: Float32Array): number =>
       scope(() => {
         const t = Tensor.from(x, { shape: SHAPE });
-        const o = read(attend(attend(t, t, t), t, t));
+        const y = attend(t, t, t);
+        const o = read(attend(attend(y, y, t), t, y));
         return o.reduce((total, value, i) => total + value * Math.cos(i), 0);
       });
     scope(() => {
@@ -78,7 +80,8 @@ describe('backward', () => {
         values(0).map((_, i) => Math.cos(i)),
         { shape: SHAPE },
       );
-      attend(attend(x, x, x), x, x).backward(g);
+      const y = attend(x, x, x); // used three times further on
+      attend(attend(y, y, x), x, y).backward(g);
       const gradient = read(x.grad);
       const start = values(1);
       for (const i of [0, 7, 20, 33, 47]) {
@@ -180,6 +183,22 @@ describe('backward', () => {
   test('of a tensor that nothing tracked made is an error', () => {
     scope(() => {
       expect(codeOf(() => constant(1).backward(constant(2)))).toBe('ERR_VARLEN_MISSING_INPUT');
+    });
+  });
+
+  test('records nothing itself, whatever an op’s backward calls', () => {
+    scope(() => {
+      const x = Tensor.from(Float32Array.of(2), { requiresGrad: true });
+      const y = x.detach();
+      let inside: Tensor | undefined;
+      record('probe', [x], [y], [], ([gradient]) => {
+        inside = x.view([1]);
+        return [gradient?.view([1])];
+      });
+      y.backward();
+      expect(inside?.requiresGrad).toBe(false);
+      expect(x.view([1]).requiresGrad).toBe(true);
+      dropGradient(x);
     });
   });
 

@@ -103,13 +103,13 @@ describe('work on two streams', () => {
   });
 
   test('data, dataSync and toFloat32 wait for the stream that writes, not for others', async () => {
-    using slow = new Stream('cpu');
+    const slow = Stream.of('cpu');
     using fast = new Stream('cpu');
     using soon = late(fast);
     await soon.data();
     for (let i = 0; i < 10; i++) busy(slow);
     const end = slow.record();
-    using same = soon.to('float32', { stream: fast });
+    using same = soon.to('int32', { stream: fast });
     expect(await same.toFloat32()).toEqual(VALUES);
     expect(end.ready()).toBe(false);
     using last = late(slow);
