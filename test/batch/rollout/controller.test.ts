@@ -8,7 +8,7 @@ import {
 import type { Engine, EngineEvent } from '../../../src/batch/rollout/engine.js';
 import type { RolloutEntry } from '../../../src/batch/rollout/entry.js';
 import { SimulatedEngine } from '../../../src/batch/rollout/simulated-engine.js';
-import { SeededRandom } from '../../../src/dist/seeded-random.js';
+import { SeededRandom } from '../../../src/seeded-random.js';
 import { numRuns, runTimeout } from '../../support/num-runs.js';
 
 const prompts = (count: number) =>
