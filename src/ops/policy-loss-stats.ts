@@ -94,7 +94,7 @@ export interface PolicyLossSums {
 }
 
 /** The sums in the order of `Sums` in native/core/loss/stats.h; `zeroStdGroups` is the caller's. */
-export const SUM_NAMES = [
+export const SUM_NAMES: readonly (keyof PolicyLossSums)[] = [
   'pgLoss',
   'klLoss',
   'entropyBonus',
@@ -121,7 +121,7 @@ export const SUM_NAMES = [
   'outOfBounds',
   'dropped',
   'entropySum',
-] as const satisfies (keyof PolicyLossSums)[];
+];
 
 const MINIMA: readonly string[] = ['lengthMin', 'ratioMin', 'advMin'];
 const MAXIMA: readonly string[] = ['lengthMax', 'ratioMax', 'advMax', 'rolloutWeightMax'];
