@@ -299,6 +299,40 @@ HWY_INLINE void TransposeToPanel(const float* rows, int64_t stride, int64_t dept
   }
 }
 
+// One panel of B = rows^T from rows of any storage type: element (k, c) is rows[c * stride + k] for
+// k < depth; columns past `columns` are zero. Widens up to a panel of rows, 64 deep, and
+// transposes.
+template <class T>
+void WidenTransposed(const T* rows, int64_t stride, int64_t depth, int64_t columns, float* panel) {
+  constexpr int64_t kStage = 64;
+  HWY_ALIGN float staged[kPanel * kStage];
+  for (int64_t k = 0; k < depth; k += kStage) {
+    const int64_t deep = std::min(kStage, depth - k);
+    const int64_t readable = RoundUp(deep, 4);
+    const float* from = staged;
+    int64_t from_stride = kStage;
+    if (std::is_same_v<T, float> && columns == kPanel && deep == readable) {
+      from = reinterpret_cast<const float*>(rows + k);
+      from_stride = stride;
+    } else {
+      for (int64_t c = 0; c < kPanel; ++c) {
+        if (c < columns) {
+          WidenRow(rows + c * stride + k, deep, 1.0f, staged + c * kStage, RoundUp(deep, kLanes));
+        } else {
+          std::fill_n(staged + c * kStage, readable, 0.0f);
+        }
+      }
+    }
+    if (readable == deep) {
+      TransposeToPanel(from, from_stride, deep, kPanel, panel + k * kPanel);
+    } else {  // the last rows of the transpose would run into the next panel
+      HWY_ALIGN float tail[kPanel * kStage];
+      TransposeToPanel(from, from_stride, readable, kPanel, tail);
+      std::copy_n(tail, deep * kPanel, panel + k * kPanel);
+    }
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace varlen
 HWY_AFTER_NAMESPACE();
