@@ -76,6 +76,7 @@ interface Addon {
   release(): number;
   convert(): number;
   accumulate(): number;
+  assign(): number;
   read(target: TypedArray): number;
   memory(): number;
   info(): NativeInfo;
@@ -345,6 +346,14 @@ export function accumulate(target: number, source: number): void {
   args[1] = target;
   args[2] = source;
   check(addon.accumulate());
+}
+
+/** `target = source` in the target's element type, on the stream that wrote the target. */
+export function assign(target: number, source: number): void {
+  const { addon, args } = binding();
+  args[1] = target;
+  args[2] = source;
+  check(addon.assign());
 }
 
 /** Fills `target` with a tensor's elements once the stream that writes them reaches this point. */
