@@ -4,7 +4,7 @@
  * The reader keeps one unit peeked, so that a rank knows "nothing remains" together with its last
  * sample; its position is always the one before the peeked unit.
  */
-import { SeededRandom, seededPermutation } from '../dist/seeded-random.js';
+import { SeededRandom, seededPermutation } from '../seeded-random.js';
 import { exceedsAlone, longestWithin, show } from './limits.js';
 import type { DroppedSample, ResolvedOptions } from './options.js';
 import {
