@@ -1,5 +1,7 @@
 #include "addon/bind.h"
 
+#include <algorithm>
+
 namespace varlen::addon {
 namespace {
 
@@ -123,10 +125,11 @@ void Reader::In(const char* name, Tensor& tensor, TypeVar type, Dims dims, Layou
   status = unifier.Type(type, tensor.dtype, name);
   if (status.ok()) CheckShape(name, tensor, dims);
   if (!status.ok()) return;
-  const bool rows = tensor.shape[tensor.rank - 1] <= 1 || tensor.strides[tensor.rank - 1] == 1;
+  const int last = std::max(0, tensor.rank - 1);
+  const bool rows = tensor.rank == 0 || tensor.shape[last] <= 1 || tensor.strides[last] == 1;
   if (layout == Layout::kContiguous ? !tensor.contiguous() : !rows) {
     status = Invalid(Code::kLayout, name, "has strides this op cannot read",
-                     "last stride " + std::to_string(tensor.strides[tensor.rank - 1]),
+                     "last stride " + std::to_string(tensor.strides[last]),
                      layout == Layout::kRows ? "last stride 1" : "a contiguous tensor");
     return;
   }

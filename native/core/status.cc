@@ -38,6 +38,8 @@ const char* CodeName(Code code) {
       return "ERR_VARLEN_TREE";
     case Code::kIndex:
       return "ERR_VARLEN_INDEX";
+    case Code::kWeight:
+      return "ERR_VARLEN_WEIGHT";
     case Code::kDisposed:
       return "ERR_VARLEN_DISPOSED";
     case Code::kUnsupported:

@@ -26,6 +26,7 @@ enum class Code : uint8_t {
   kHeadDim,
   kTree,
   kIndex,
+  kWeight,
   kDisposed,
   kUnsupported,
   kNoCuda,
