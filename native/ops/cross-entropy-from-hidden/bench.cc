@@ -56,7 +56,7 @@ bool RunCase(const Case& c, int threads, double seconds) {
   backward.upstream.entropies = forward.out.entropies;
   backward.head = forward.head;
   backward.tokens = forward.tokens;
-  backward.bias_grad = false;
+  backward.want_bias = false;
   backward.d_hidden = Tensor::Empty(c.dtype, {c.tokens, c.size});
   backward.d_weight = Tensor::Empty(DType::kF32, {c.vocab, c.size});
   if (!forward.Validate().ok() || !backward.Validate().ok()) return false;

@@ -32,14 +32,14 @@ Status RunCpu(const Backward& params) {
   if (!status.ok()) return status;
   const CrossEntropyGradients gradients(params.options, counted, params.upstream, vocab_size);
   LinearGradients out{};
-  if (params.hidden_grad) {
+  if (params.want_hidden) {
     status = ClearOtherRows(params.d_hidden, counted.rows);
     if (!status.ok()) return status;
     out.d_hidden = params.d_hidden.address();
     out.d_hidden_stride = params.d_hidden.strides[0];
   }
-  if (params.weight_grad) out.d_weight = params.d_weight.data<float>();
-  if (params.bias_grad) out.d_bias = params.d_bias.data<float>();
+  if (params.want_weight) out.d_weight = params.d_weight.data<float>();
+  if (params.want_bias) out.d_bias = params.d_bias.data<float>();
   return ComputeLinearGradients(LogitsOf(params.head, params.options, counted),
                                 gradients.gradients(), out);
 }

@@ -55,7 +55,7 @@ struct Backward {
   Head head;
   CrossEntropyTokens tokens;
   CrossEntropyOptions options;
-  bool hidden_grad = true, weight_grad = true, bias_grad = true;  // else the output is empty
+  bool want_hidden = true, want_weight = true, want_bias = true;
   Tensor d_hidden;  // [totalTokens, hiddenSize], dtype of hidden
   Tensor d_weight;  // [vocabSize, hiddenSize] float32
   Tensor d_bias;    // [vocabSize] float32
@@ -66,13 +66,12 @@ struct Backward {
     head.Visit(v);
     tokens.Visit(v);
     options.Visit(v);
-    v.Flag("hiddenGrad", hidden_grad);
-    v.Flag("weightGrad", weight_grad);
-    v.Flag("biasGrad", bias_grad);
-    // A dimension that no argument has is 0.
-    v.Out("dHidden", d_hidden, kFloats, {hidden_grad ? "totalTokens" : "none", "hiddenSize"});
-    v.Out("dWeight", d_weight, kFloat32, {weight_grad ? "vocabSize" : "none", "hiddenSize"});
-    v.Out("dBias", d_bias, kFloat32, {bias_grad ? "vocabSize" : "none"});
+    v.Flag("wantHidden", want_hidden);
+    v.Flag("wantWeight", want_weight);
+    v.Flag("wantBias", want_bias);
+    v.Out("dHidden", d_hidden, kFloats, {"totalTokens", "hiddenSize"}, want_hidden);
+    v.Out("dWeight", d_weight, kFloat32, {"vocabSize", "hiddenSize"}, want_weight);
+    v.Out("dBias", d_bias, kFloat32, {"vocabSize"}, want_bias);
   }
   Status Validate() const;
 };
