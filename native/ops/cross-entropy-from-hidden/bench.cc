@@ -56,9 +56,9 @@ bool RunCase(const Case& c, int threads, double seconds) {
   backward.upstream.entropies = forward.out.entropies;
   backward.head = forward.head;
   backward.tokens = forward.tokens;
-  backward.want_bias = false;
-  backward.d_hidden = Tensor::Empty(c.dtype, {c.tokens, c.size});
-  backward.d_weight = Tensor::Empty(DType::kF32, {c.vocab, c.size});
+  backward.gradients.want_bias = false;
+  backward.gradients.d_hidden = Tensor::Empty(c.dtype, {c.tokens, c.size});
+  backward.gradients.d_weight = Tensor::Empty(DType::kF32, {c.vocab, c.size});
   if (!forward.Validate().ok() || !backward.Validate().ok()) return false;
   if (!Run(forward).ok() || !Run(backward).ok()) return false;
 

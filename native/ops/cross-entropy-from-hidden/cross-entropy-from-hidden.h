@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "core/cross-entropy.h"
+#include "core/linear-head.h"
 #include "core/status.h"
 #include "core/tensor.h"
 #include "core/visit.h"
@@ -17,23 +18,10 @@
 // number of tokens and of words.
 namespace varlen::cross_entropy_from_hidden {
 
-struct Head {
-  Tensor hidden;  // [totalTokens, hiddenSize]
-  Tensor weight;  // [vocabSize, hiddenSize]
-  Tensor bias;    // [vocabSize], optional
-
-  template <class Visitor>
-  void Visit(Visitor& v) {
-    v.In("hidden", hidden, kFloats, {"totalTokens", "hiddenSize"}, Layout::kRows);
-    v.In("weight", weight, kFloats, {"vocabSize", "hiddenSize"}, Layout::kRows);
-    v.In("bias", bias, kFloats, {"vocabSize"}, Layout::kContiguous, Need::kOptional);
-  }
-};
-
 struct Forward {
   static constexpr const char* kName = "crossEntropyFromHidden";
 
-  Head head;
+  LinearHead head;
   CrossEntropyTokens tokens;
   CrossEntropyOptions options;
   CrossEntropyOutputs out;
@@ -52,13 +40,10 @@ struct Backward {
   static constexpr const char* kName = "crossEntropyFromHiddenBackward";
 
   CrossEntropyUpstream upstream;
-  Head head;
+  LinearHead head;
   CrossEntropyTokens tokens;
   CrossEntropyOptions options;
-  bool want_hidden = true, want_weight = true, want_bias = true;
-  Tensor d_hidden;  // [totalTokens, hiddenSize], dtype of hidden
-  Tensor d_weight;  // [vocabSize, hiddenSize] float32
-  Tensor d_bias;    // [vocabSize] float32
+  LinearHeadGradients gradients;
 
   template <class Visitor>
   void Visit(Visitor& v) {
@@ -66,12 +51,7 @@ struct Backward {
     head.Visit(v);
     tokens.Visit(v);
     options.Visit(v);
-    v.Flag("wantHidden", want_hidden);
-    v.Flag("wantWeight", want_weight);
-    v.Flag("wantBias", want_bias);
-    v.Out("dHidden", d_hidden, kFloats, {"totalTokens", "hiddenSize"}, want_hidden);
-    v.Out("dWeight", d_weight, kFloat32, {"vocabSize", "hiddenSize"}, want_weight);
-    v.Out("dBias", d_bias, kFloat32, {"vocabSize"}, want_bias);
+    gradients.Visit(v);
   }
   Status Validate() const;
 };

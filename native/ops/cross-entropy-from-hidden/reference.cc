@@ -81,7 +81,7 @@ struct Row {
 
 template <class Params>
 std::vector<double> RawLogits(const Params& p, int64_t t) {
-  const Head& head = p.head;
+  const LinearHead& head = p.head;
   std::vector<double> raw;
   for (int64_t v = 0; v < head.weight.shape[0]; ++v) {
     double u = Or(head.bias, v, 0);
@@ -135,7 +135,8 @@ Status RunReference(const Backward& p) {
   const int64_t total = p.head.hidden.shape[0];
   const double factor =
       Or(p.upstream.d_loss, 0, 0) * FactorOf(p.options, WeightSum(p.tokens, total));
-  for (const Tensor* out : {&p.d_hidden, &p.d_weight, &p.d_bias}) Clear(*out);
+  for (const Tensor* out : {&p.gradients.d_hidden, &p.gradients.d_weight, &p.gradients.d_bias})
+    Clear(*out);
   const int64_t size = p.head.weight.shape[1];
   for (int64_t t = 0; t < total; ++t) {
     const double weight = WeightOf(p.tokens, t);
@@ -146,11 +147,11 @@ Status RunReference(const Backward& p) {
                      factor * weight + Or(p.upstream.d_per_token, t, 0),
                      Or(p.upstream.d_logprobs, t, 0), Or(p.upstream.d_entropies, t, 0));
     for (int64_t v = 0; v < p.head.weight.shape[0]; ++v) {
-      p.d_bias.data<double>()[v] += du[v];
+      p.gradients.d_bias.data<double>()[v] += du[v];
       for (int64_t k = 0; k < size; ++k) {
-        p.d_hidden.data<double>()[t * size + k] +=
+        p.gradients.d_hidden.data<double>()[t * size + k] +=
             du[v] * At(p.head.weight, v * p.head.weight.strides[0] + k);
-        p.d_weight.data<double>()[v * size + k] +=
+        p.gradients.d_weight.data<double>()[v * size + k] +=
             du[v] * At(p.head.hidden, t * p.head.hidden.strides[0] + k);
       }
     }
