@@ -38,7 +38,8 @@ export interface RolloutWeights {
  *
  * `batchNormalize: { mean }` takes the mean over all ranks and micro-batches: give `sum` as `correctionSum` to
  * the plan and read `correctionMean(plan)`. Log-probabilities normalised over what top-p, top-k or min-p kept
- * (`rolloutSupport: 'truncated'`) need `keptLogMass`, which is added to them. `bypass` has no weights.
+ * (`rolloutSupport: 'truncated'`) need `keptLogMass`, which is added to them. A token that the engine did not
+ * report (NaN) weighs 1. `bypass` has no weights.
  *
  * Reads `oldLogprobs` and `rolloutLogprobs`. Throws `ERR_VARLEN_TRUNCATED_SUPPORT`, `ERR_VARLEN_NON_FINITE`
  * for a NaN under `missing: 'error'`, `ERR_VARLEN_INCOMPATIBLE` for `bypass`, `ERR_VARLEN_RANGE`,
@@ -80,6 +81,12 @@ export function rolloutWeights(batch: ResponseArrays, correction: RolloutCorrect
   let tokens = 0;
   let outOfBounds = 0;
   eachActive(batch, (t, i) => {
+    tokens += 1;
+    if (Number.isNaN(batch.rolloutLogprobs![t])) {
+      weights[t] = 1;
+      sum += 1;
+      return;
+    }
     const token = Math.exp(y[t]);
     const logBound = mode === 'sequence-geo-mask' ? sequenceLogRatio[i] / lengths[i] : sequenceLogRatio[i];
     const bounded = mode.startsWith('token') ? token : Math.exp(logBound);
@@ -87,7 +94,6 @@ export function rolloutWeights(batch: ResponseArrays, correction: RolloutCorrect
     if (mode.endsWith('truncate')) weights[t] = clip(bounded);
     else if (!outside(bounded)) weights[t] = mode === 'sequence-mask' ? bounded : token;
     sum += weights[t];
-    tokens += 1;
   });
   const mean = meanOf(op, batchNormalize, sum, tokens);
   if (mean !== 1) for (let t = 0; t < weights.length; t++) weights[t] /= mean;
