@@ -1,3 +1,4 @@
+export * from './curation/index.js';
 export { type AcrossOptions, type AllReduceSum, planAggregationAcross } from './plan/across.js';
 export type { Aggregation } from './plan/aggregation.js';
 export { activeLengths, keepSequences, type TokenLayout } from './plan/lengths.js';
@@ -5,3 +6,5 @@ export type { PlanInput, PlanOptions, ScopeOptions } from './plan/options.js';
 export { type AggregationPlan, planAggregation } from './plan/plan.js';
 export type { PlanTotals } from './plan/totals.js';
 export type { VarianceLaw } from './plan/variance-law.js';
+export * from './preference/index.js';
+export * from './shaping/index.js';
