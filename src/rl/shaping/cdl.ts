@@ -177,7 +177,8 @@ function canonicalArguments(args: readonly string[], symmetry: PredicateSymmetry
 function canonicalPoints(argument: string, { rotate, reverse = false }: PredicateSymmetry): string {
   const points = pointsOf(argument);
   if (points === undefined) return argument;
-  const step = rotate ?? points.length;
+  // Every second place of an odd number of points is every place: such a figure does not turn.
+  const step = rotate !== undefined && points.length % rotate === 0 ? rotate : points.length;
   const spellings: string[] = [];
   for (const list of reverse ? [points, points.toReversed()] : [points]) {
     for (let start = 0; start < points.length; start += step) spellings.push(turned(list, start).join(''));
