@@ -1,4 +1,7 @@
+export { type AddOptions, add } from './add.js';
+export { type EmbeddingOptions, embedding } from './embedding.js';
 export { lengthHash } from './length-hash.js';
+export { type LinearOptions, linear } from './linear.js';
 export type {
   ClipRule,
   KlConfig,
@@ -15,7 +18,10 @@ export {
   type PolicyLossSums,
 } from './policy-loss-stats.js';
 export type { ResponseBatch } from './response-batch.js';
+export { type AddRmsNormResult, addRmsNorm, type RmsNormOptions, rmsNorm } from './rms-norm.js';
+export { type RopeOptions, rope, ropeTable } from './rope.js';
 export type { SequenceScales } from './sequence-scales.js';
+export { type SwigluOptions, swiglu } from './swiglu.js';
 export {
   type SavedForBackward,
   type VarlenAttentionBackwardOptions,
