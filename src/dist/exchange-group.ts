@@ -44,7 +44,12 @@ export interface DirectCall {
 
 /** Why a group ended, as every rank is told. */
 export interface GroupFailure {
-  readonly code: 'ERR_VARLEN_DIST_TIMEOUT' | 'ERR_VARLEN_DIST_PEER_LOST' | 'ERR_VARLEN_DIST_ABORTED';
+  readonly code:
+    | 'ERR_VARLEN_DIST_TIMEOUT'
+    | 'ERR_VARLEN_DIST_PEER_LOST'
+    | 'ERR_VARLEN_DIST_ABORTED'
+    | 'ERR_VARLEN_DIST_MISMATCH'
+    | 'ERR_VARLEN_DIST_STORE';
   /** The rank that noticed, or that asked for the end. */
   readonly origin: number;
   /** The exchange that failed, or 0. */
