@@ -4,17 +4,29 @@ import type { Bench } from '../src/cli/bench/measure.js';
 import { describeLines } from '../src/cli/bench.js';
 import { Device } from '../src/index.js';
 import { hasBatchTargets, measureBatchTargets } from './batch/targets.js';
+import { bench as benchAdd } from './ops/add.bench.js';
+import { bench as benchEmbedding } from './ops/embedding.bench.js';
+import { bench as benchLinear } from './ops/linear.bench.js';
+import { bench as benchRmsNorm } from './ops/rms-norm.bench.js';
+import { bench as benchRope } from './ops/rope.bench.js';
+import { bench as benchSwiglu } from './ops/swiglu.bench.js';
 import { bench as benchVarlenAttention } from './ops/varlen-attention.bench.js';
 import { measureTargets, type Outcome, readTargets, type Target } from './targets.js';
 
 const USAGE = `npm run bench -- [name...] [--json] [--quick]
 npm run bench -- --targets [--only id] [--json] [--quick]
 
-Names: varlen-attention, call-overhead. --only takes a target's id or the beginning of several, such as
+Names: an op's, such as linear or varlen-attention, and call-overhead. --only takes a target's id or the beginning of several, such as
 attention.cpu or gemm.cpu.torch. --json prints one object per line. VARLEN_BENCH_PYTHON names the Python
 that has PyTorch.`;
 
 const BENCHES: Readonly<Record<string, Bench>> = {
+  add: benchAdd,
+  embedding: benchEmbedding,
+  linear: benchLinear,
+  'rms-norm': benchRmsNorm,
+  rope: benchRope,
+  swiglu: benchSwiglu,
   'varlen-attention': benchVarlenAttention,
   'call-overhead': benchCallOverhead,
 };

@@ -1,12 +1,29 @@
 #pragma once
 
 #include "addon/bind.h"
+#include "ops/add/add.h"
+#include "ops/embedding/embedding.h"
+#include "ops/linear/linear.h"
+#include "ops/rms-norm/rms-norm.h"
+#include "ops/rope/rope.h"
+#include "ops/swiglu/swiglu.h"
 #include "ops/varlen-attention/varlen-attention.h"
 
 namespace varlen::addon {
 
 // One line per op; src/native/binding.ts has the same list.
 using Ops = OpList<             //
+    add::Forward,               //
+    embedding::Forward,         //
+    embedding::Backward,        //
+    linear::Forward,            //
+    linear::Backward,           //
+    rms_norm::Forward,          //
+    rms_norm::Backward,         //
+    rope::Forward,              //
+    rope::Backward,             //
+    swiglu::Forward,            //
+    swiglu::Backward,           //
     varlen_attention::Forward,  //
     varlen_attention::Backward>;
 

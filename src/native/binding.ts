@@ -33,9 +33,22 @@ export interface NativeTensor {
 }
 
 /** One line per op, the same list as native/addon/ops.h. */
-export type NativeOp = 'varlenAttention' | 'varlenAttentionBackward';
+export type NativeOp =
+  | 'add'
+  | 'embedding'
+  | 'embeddingBackward'
+  | 'linear'
+  | 'linearBackward'
+  | 'rmsNorm'
+  | 'rmsNormBackward'
+  | 'rope'
+  | 'ropeBackward'
+  | 'swiglu'
+  | 'swigluBackward'
+  | 'varlenAttention'
+  | 'varlenAttentionBackward';
 
-type Kind = 'tensor' | 'ints' | 'floats' | 'integer' | 'number' | 'flag' | 'output';
+type Kind = 'tensor' | 'tensors' | 'ints' | 'floats' | 'integer' | 'number' | 'flag' | 'output';
 
 interface OpDescription {
   readonly name: NativeOp;
@@ -205,7 +218,7 @@ function handleOf(op: string, argument: string, value: unknown): number {
 
 /**
  * Calls a device op: checks JavaScript types, enqueues it on `stream`, and returns its new outputs in
- * order, `undefined` for those the caller brought. `spelling` maps an argument's native name to the one
+ * order, `undefined` for those the caller brought or did not ask for. `spelling` maps an argument's native name to the one
  * the caller used, for errors.
  */
 export function call(
@@ -261,6 +274,11 @@ export function call(
         } else {
           throw wrongType(name, argument, value, `${hostArrays[kind].name} or Tensor`);
         }
+        break;
+      case 'tensors':
+        if (!Array.isArray(value)) throw wrongType(name, argument, value, 'an array of Tensors');
+        slot = value.length;
+        arrays.push(Float64Array.from(value, (tensor, at) => handleOf(name, `${argument}[${at}]`, tensor)));
         break;
       case 'output':
         outputs++;
