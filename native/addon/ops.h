@@ -1,30 +1,36 @@
 #pragma once
 
 #include "addon/bind.h"
+#include "ops/adamw/adamw.h"
 #include "ops/add/add.h"
 #include "ops/embedding/embedding.h"
+#include "ops/grad-clip/grad-clip.h"
 #include "ops/linear/linear.h"
 #include "ops/rms-norm/rms-norm.h"
 #include "ops/rope/rope.h"
+#include "ops/sampling/sampling.h"
 #include "ops/swiglu/swiglu.h"
 #include "ops/varlen-attention/varlen-attention.h"
 
 namespace varlen::addon {
 
 // One line per op; src/native/binding.ts has the same list.
-using Ops = OpList<             //
-    add::Forward,               //
-    embedding::Forward,         //
-    embedding::Backward,        //
-    linear::Forward,            //
-    linear::Backward,           //
-    rms_norm::Forward,          //
-    rms_norm::Backward,         //
-    rope::Forward,              //
-    rope::Backward,             //
-    swiglu::Forward,            //
-    swiglu::Backward,           //
-    varlen_attention::Forward,  //
+using Ops = OpList<              //
+    adamw::Forward,              //
+    add::Forward,                //
+    embedding::Forward,          //
+    embedding::Backward,         //
+    grad_clip::Forward,          //
+    linear::Forward,             //
+    linear::Backward,            //
+    rms_norm::Forward,           //
+    rms_norm::Backward,          //
+    rope::Forward,               //
+    rope::Backward,              //
+    sampling::Forward,           //
+    swiglu::Forward,             //
+    swiglu::Backward,            //
+    varlen_attention::Forward,   //
     varlen_attention::Backward>;
 
 }  // namespace varlen::addon
