@@ -92,6 +92,7 @@ interface Addon {
   release(): number;
   convert(): number;
   accumulate(): number;
+  assign(): number;
   read(target: TypedArray): number;
   memory(): number;
   info(): NativeInfo;
@@ -107,6 +108,8 @@ interface Addon {
 /** What the native side knows about this machine. */
 export interface NativeInfo {
   readonly isa: string;
+  /** Why VARLEN_CPU_ISA was not followed; empty if it was, or is not set. */
+  readonly isaNote: string;
   readonly cudaProblem: string;
   readonly cudaReason: string;
   readonly runtimeVersion: number;
@@ -366,6 +369,14 @@ export function accumulate(target: number, source: number): void {
   args[1] = target;
   args[2] = source;
   check(addon.accumulate());
+}
+
+/** `target = source` in the target's element type, on the stream that wrote the target. */
+export function assign(target: number, source: number): void {
+  const { addon, args } = binding();
+  args[1] = target;
+  args[2] = source;
+  check(addon.assign());
 }
 
 /** Fills `target` with a tensor's elements once the stream that writes them reaches this point. */

@@ -26,7 +26,12 @@ export function checkLayout(op: string, layout: TokenLayout): number {
  * activeLengths({ cuSeqlens: Int32Array.of(0, 2, 5), lossMask: Uint8Array.of(1, 1, 1, 0, 1) }); // [2, 2]
  */
 export function activeLengths(layout: TokenLayout): Int32Array {
-  checkLayout('activeLengths', layout);
+  return countActive('activeLengths', layout);
+}
+
+/** {@link activeLengths} on behalf of `op`. */
+export function countActive(op: string, layout: TokenLayout): Int32Array {
+  checkLayout(op, layout);
   const { cuSeqlens, lossMask } = layout;
   const lengths = new Int32Array(cuSeqlens.length - 1);
   for (let i = 0; i < lengths.length; i++) {
