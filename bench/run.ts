@@ -11,6 +11,7 @@ import { bench as benchRmsNorm } from './ops/rms-norm.bench.js';
 import { bench as benchRope } from './ops/rope.bench.js';
 import { bench as benchSwiglu } from './ops/swiglu.bench.js';
 import { bench as benchVarlenAttention } from './ops/varlen-attention.bench.js';
+import { bench as benchWriteRows } from './ops/write-rows.bench.js';
 import { measureTargets, type Outcome, readTargets, type Target } from './targets.js';
 
 const USAGE = `npm run bench -- [name...] [--json] [--quick]
@@ -28,6 +29,7 @@ const BENCHES: Readonly<Record<string, Bench>> = {
   rope: benchRope,
   swiglu: benchSwiglu,
   'varlen-attention': benchVarlenAttention,
+  'write-rows': benchWriteRows,
   'call-overhead': benchCallOverhead,
 };
 

@@ -8,23 +8,25 @@
 #include "ops/rope/rope.h"
 #include "ops/swiglu/swiglu.h"
 #include "ops/varlen-attention/varlen-attention.h"
+#include "ops/write-rows/write-rows.h"
 
 namespace varlen::addon {
 
 // One line per op; src/native/binding.ts has the same list.
-using Ops = OpList<             //
-    add::Forward,               //
-    embedding::Forward,         //
-    embedding::Backward,        //
-    linear::Forward,            //
-    linear::Backward,           //
-    rms_norm::Forward,          //
-    rms_norm::Backward,         //
-    rope::Forward,              //
-    rope::Backward,             //
-    swiglu::Forward,            //
-    swiglu::Backward,           //
-    varlen_attention::Forward,  //
-    varlen_attention::Backward>;
+using Ops = OpList<              //
+    add::Forward,                //
+    embedding::Forward,          //
+    embedding::Backward,         //
+    linear::Forward,             //
+    linear::Backward,            //
+    rms_norm::Forward,           //
+    rms_norm::Backward,          //
+    rope::Forward,               //
+    rope::Backward,              //
+    swiglu::Forward,             //
+    swiglu::Backward,            //
+    varlen_attention::Forward,   //
+    varlen_attention::Backward,  //
+    write_rows::Forward>;
 
 }  // namespace varlen::addon
