@@ -14,6 +14,7 @@ import { bench as benchRope } from './ops/rope.bench.js';
 import { bench as benchSampling } from './ops/sampling.bench.js';
 import { bench as benchSwiglu } from './ops/swiglu.bench.js';
 import { bench as benchVarlenAttention } from './ops/varlen-attention.bench.js';
+import { bench as benchWriteRows } from './ops/write-rows.bench.js';
 import { measureTargets, type Outcome, readTargets, type Target } from './targets.js';
 
 const USAGE = `npm run bench -- [name...] [--json] [--quick]
@@ -34,6 +35,7 @@ const BENCHES: Readonly<Record<string, Bench>> = {
   sampling: benchSampling,
   swiglu: benchSwiglu,
   'varlen-attention': benchVarlenAttention,
+  'write-rows': benchWriteRows,
   'call-overhead': benchCallOverhead,
 };
 

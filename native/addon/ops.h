@@ -14,6 +14,7 @@
 #include "ops/sampling/sampling.h"
 #include "ops/swiglu/swiglu.h"
 #include "ops/varlen-attention/varlen-attention.h"
+#include "ops/write-rows/write-rows.h"
 
 namespace varlen::addon {
 
@@ -41,7 +42,8 @@ using Ops = OpList<
     swiglu::Forward,
     swiglu::Backward,
     varlen_attention::Forward,
-    varlen_attention::Backward>;
+    varlen_attention::Backward,
+    write_rows::Forward>;
 // clang-format on
 
 }  // namespace varlen::addon

@@ -35,3 +35,4 @@ export {
   varlenAttention,
   varlenAttentionBackward,
 } from './varlen-attention.js';
+export { type WriteRowsOptions, writeRows } from './write-rows.js';
