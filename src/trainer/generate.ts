@@ -255,7 +255,7 @@ export class Generator implements Engine, Disposable {
  * ```
  */
 export async function generate(
-  generator: Engine & {
+  generator: Omit<Engine, 'poll' | 'submit'> & {
     poll(): Promise<GeneratedEvent[]>;
     submit(input: GeneratorInput, maxNew: number): void;
   },
