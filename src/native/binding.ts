@@ -105,6 +105,8 @@ interface Addon {
 /** What the native side knows about this machine. */
 export interface NativeInfo {
   readonly isa: string;
+  /** Why VARLEN_CPU_ISA was not followed; empty if it was, or is not set. */
+  readonly isaNote: string;
   readonly cudaProblem: string;
   readonly cudaReason: string;
   readonly runtimeVersion: number;
