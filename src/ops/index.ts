@@ -1,7 +1,16 @@
 export { type AddOptions, add } from './add.js';
 export { type EmbeddingOptions, embedding } from './embedding.js';
+export { type GroupAdvantageOptions, groupAdvantage } from './group-advantage.js';
 export { lengthHash } from './length-hash.js';
 export { type LinearOptions, linear } from './linear.js';
+export {
+  type PolicyLossOptions,
+  type PolicyLossOutputs,
+  type PolicyLossResult,
+  type PolicyLossStatsReader,
+  policyLoss,
+  policyLossBackward,
+} from './policy-loss.js';
 export type {
   ClipRule,
   KlConfig,
@@ -11,6 +20,15 @@ export type {
   RatioLevel,
   RolloutCorrection,
 } from './policy-loss-config.js';
+export {
+  type LogitsBatch,
+  type PolicyLossFromLogitsBackwardOptions,
+  type PolicyLossFromLogitsOptions,
+  type PolicyLossFromLogitsResult,
+  policyLossFromLogits,
+  policyLossFromLogitsBackward,
+  type SavedLogits,
+} from './policy-loss-from-logits.js';
 export {
   type GroupStats,
   mergeStats,
