@@ -34,9 +34,11 @@ export interface NativeTensor {
 
 /** One line per op, the same list as native/addon/ops.h. */
 export type NativeOp =
+  | 'adamw'
   | 'add'
   | 'embedding'
   | 'embeddingBackward'
+  | 'gradClip'
   | 'groupAdvantage'
   | 'linear'
   | 'linearBackward'
@@ -48,10 +50,12 @@ export type NativeOp =
   | 'rmsNormBackward'
   | 'rope'
   | 'ropeBackward'
+  | 'sampling'
   | 'swiglu'
   | 'swigluBackward'
   | 'varlenAttention'
-  | 'varlenAttentionBackward';
+  | 'varlenAttentionBackward'
+  | 'writeRows';
 
 type Kind = 'tensor' | 'tensors' | 'ints' | 'floats' | 'integer' | 'number' | 'flag' | 'output';
 
