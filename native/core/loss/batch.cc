@@ -84,8 +84,8 @@ Status Batch::Validate(const Config& config, int64_t num_tokens) const {
   const int64_t wanted = advantages_per == 2 ? num_tokens : num_seqs();
   const bool either = advantages_per == 0 && advantages.size() == num_tokens;
   if (advantages.size() != wanted && !either) {
-    const std::string both = std::to_string(num_seqs()) + " (sequences) or " +
-                             std::to_string(num_tokens) + " (tokens)";
+    const std::string both =
+        std::to_string(num_seqs()) + " (sequences) or " + std::to_string(num_tokens) + " (tokens)";
     return WrongSize("advantages", advantages.size(),
                      advantages_per == 0 ? both : std::to_string(wanted));
   }

@@ -52,8 +52,8 @@ struct Batch {
 
  private:
   bool PerToken(int64_t num_tokens) const {
-    return advantages_per == 2 || (advantages_per == 0 && advantages.size() == num_tokens &&
-                                   num_tokens != num_seqs());
+    return advantages_per == 2 ||
+           (advantages_per == 0 && advantages.size() == num_tokens && num_tokens != num_seqs());
   }
 };
 

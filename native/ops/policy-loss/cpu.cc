@@ -63,7 +63,8 @@ T* DataOf(const Tensor& tensor) {
 
 Status RunCpu(const Forward& params) {
   loss::Inputs in = params.batch.ToInputs(params.logprobs.shape[0]);
-  in.logprobs = params.logprobs.storage->data() + params.logprobs.offset * SizeOf(params.logprobs.dtype);
+  in.logprobs =
+      params.logprobs.storage->data() + params.logprobs.offset * SizeOf(params.logprobs.dtype);
   in.logprobs_dtype = params.logprobs.dtype;
   in.entropies = DataOf<float>(params.entropies);
   loss::Outputs out;

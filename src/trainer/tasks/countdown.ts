@@ -1,5 +1,5 @@
 /** Countdown: reach a target with given numbers, each used at most once. */
-import { SeededRandom } from '../../dist/seeded-random.js';
+import { SeededRandom } from '../../seeded-random.js';
 import { argumentError } from '../../errors.js';
 import { WordTokenizer } from '../tokenizer/word-tokenizer.js';
 import { ANSWER, findAnswer, judged, refused } from './answer.js';

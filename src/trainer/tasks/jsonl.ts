@@ -1,6 +1,6 @@
 /** Prompts with responses or answers from a file of one JSON object per line. */
 import { createReadStream } from 'node:fs';
-import { seededPermutation } from '../../dist/seeded-random.js';
+import { seededPermutation } from '../../seeded-random.js';
 import { varlenError } from '../../errors.js';
 import { ByteTokenizer } from '../tokenizer/byte-tokenizer.js';
 import type { Tokenizer } from '../tokenizer/tokenizer.js';

@@ -1,5 +1,5 @@
 /** Arithmetic expressions: drawn, written, read and evaluated exactly. */
-import type { SeededRandom } from '../../../dist/seeded-random.js';
+import type { SeededRandom } from '../../../seeded-random.js';
 import { combine, OPERATORS, type Operator, type Rational, whole } from './rational.js';
 
 /** Numbers joined by operators. */

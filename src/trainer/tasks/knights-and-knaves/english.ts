@@ -1,5 +1,5 @@
 /** The long form of a puzzle: English sentences with real names, for models that know the language. */
-import type { SeededRandom } from '../../../dist/seeded-random.js';
+import type { SeededRandom } from '../../../seeded-random.js';
 import { ANSWER } from '../answer.js';
 import type { SolverEvent } from './solver.js';
 import type { Assignment, Statement } from './statement.js';

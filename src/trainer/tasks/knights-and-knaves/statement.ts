@@ -1,5 +1,5 @@
 /** What an islander may say: roles of people, joined by connectives. */
-import type { SeededRandom } from '../../../dist/seeded-random.js';
+import type { SeededRandom } from '../../../seeded-random.js';
 
 /** `true` is a knight, who always tells the truth; `false` a knave, who always lies. */
 export type Assignment = readonly boolean[];
