@@ -35,10 +35,16 @@ export interface NativeTensor {
 /** One line per op, the same list as native/addon/ops.h. */
 export type NativeOp =
   | 'add'
+  | 'crossEntropy'
+  | 'crossEntropyBackward'
+  | 'crossEntropyFromHidden'
+  | 'crossEntropyFromHiddenBackward'
   | 'embedding'
   | 'embeddingBackward'
   | 'linear'
   | 'linearBackward'
+  | 'policyLossFromHidden'
+  | 'policyLossFromHiddenBackward'
   | 'rmsNorm'
   | 'rmsNormBackward'
   | 'rope'
