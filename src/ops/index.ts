@@ -1,6 +1,9 @@
 export { Pcg32, type Pcg32State } from '../pcg32.js';
 export { type AdamwOptions, type AdamwTensors, adamw } from './adamw.js';
 export { type AddOptions, add } from './add.js';
+export { crossEntropy } from './cross-entropy.js';
+export { type CrossEntropyFromHiddenOptions, crossEntropyFromHidden } from './cross-entropy-from-hidden.js';
+export type { CrossEntropyOptions, CrossEntropyResult } from './cross-entropy-options.js';
 export { type EmbeddingOptions, embedding } from './embedding.js';
 export { type GroupAdvantageOptions, groupAdvantage } from './group-advantage.js';
 export { type GradClipOptions, gradClip } from './grad-clip.js';
