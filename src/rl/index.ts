@@ -22,6 +22,7 @@ export {
 } from './advantages/estimate.js';
 export type { AdvantageEstimator, AdvantageInput, AdvantageOptions } from './advantages/options.js';
 export { tokenReturns } from './advantages/token-returns.js';
+export * from './curation/index.js';
 export { type PromptedBatch, type ResponsesOfPrompted, responseBatchFromPrompted } from './from-prompted.js';
 export { type AcrossOptions, type AllReduceSum, planAggregationAcross } from './plan/across.js';
 export type { Aggregation } from './plan/aggregation.js';
@@ -30,6 +31,7 @@ export type { PlanInput, PlanOptions, ScopeOptions } from './plan/options.js';
 export { type AggregationPlan, planAggregation } from './plan/plan.js';
 export type { PlanTotals } from './plan/totals.js';
 export type { VarianceLaw } from './plan/variance-law.js';
+export * from './preference/index.js';
 export {
   type ClipOptions,
   type NormOptions,
@@ -39,6 +41,7 @@ export {
 } from './presets.js';
 export type { Floats, ResponseArrays } from './response-arrays.js';
 export { correctionMean, type RolloutWeights, rolloutWeights } from './rollout-correction.js';
+export * from './shaping/index.js';
 export { type AdvantageReweightingOptions, advantageReweighting } from './weights/advantage-reweighting.js';
 export { composeTokenWeights } from './weights/compose.js';
 export { type ClipCovOptions, clipCovMask, type KlCovOptions, klCovMask } from './weights/covariance.js';
