@@ -33,9 +33,9 @@ export interface PlanInput {
  * micro-batches differ, here to reproduce other programs in tests; it warns once.
  */
 export type ScopeOptions =
-  | { readonly scope?: 'optimizer-step' }
-  | { readonly scope: 'rollout-batch'; readonly optimizerSteps: number }
-  | { readonly scope: 'micro-batch'; readonly microBatches?: number };
+  | { readonly scope?: 'optimizer-step'; readonly optimizerSteps?: never; readonly microBatches?: never }
+  | { readonly scope: 'rollout-batch'; readonly optimizerSteps: number; readonly microBatches?: never }
+  | { readonly scope: 'micro-batch'; readonly microBatches?: number; readonly optimizerSteps?: never };
 
 /** Settings of {@link planAggregation}. */
 export type PlanOptions = ScopeOptions & {
