@@ -1,4 +1,5 @@
 #include <napi.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <cstring>
@@ -176,6 +177,13 @@ void Collective(const Napi::CallbackInfo& info) {
   });
 }
 
+// fileLimit(): descriptors that this process may have open
+Napi::Value FileLimit(const Napi::CallbackInfo& info) {
+  rlimit limit{};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  return Napi::Number::New(info.Env(), static_cast<double>(limit.rlim_cur));
+}
+
 // abort(group): number of sockets that were shut down
 Napi::Value Abort(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), GroupAt(info, 0)->Abort());
@@ -215,6 +223,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   Bind<Connect>(env, exports, "connect");
   Bind<Exchange>(env, exports, "exchange");
   Bind<Collective>(env, exports, "collective");
+  Bind<FileLimit>(env, exports, "fileLimit");
   Bind<Abort>(env, exports, "abort");
   Bind<Close>(env, exports, "close");
   return exports;
