@@ -7,8 +7,28 @@ import { packageRoot as root } from '../src/native/load.js';
 // The house as style.md sections 1 to 3 draw it.
 
 /** Ops without a CUDA kernel yet, and ops without a backward pass. These lists only shrink. */
-const WITHOUT_CUDA = ['add', 'embedding', 'linear', 'rms-norm', 'rope', 'swiglu', 'varlen-attention'];
-const WITHOUT_BACKWARD: string[] = ['add']; // add: both gradients are that of the sum
+const WITHOUT_CUDA = [
+  'adamw',
+  'add',
+  'cross-entropy',
+  'cross-entropy-from-hidden',
+  'embedding',
+  'grad-clip',
+  'linear',
+  'policy-loss',
+  'policy-loss-from-hidden',
+  'rms-norm',
+  'rope',
+  'sampling',
+  'swiglu',
+  'varlen-attention',
+  'write-rows',
+];
+/**
+ * `add`: both gradients are that of the sum. `write-rows` changes what earlier calls have read. The
+ * others are not differentiated.
+ */
+const WITHOUT_BACKWARD = ['adamw', 'add', 'grad-clip', 'sampling', 'write-rows'];
 
 const read = (path: string) => readFileSync(join(root, path), 'utf8');
 const exists = (path: string) => existsSync(join(root, path));

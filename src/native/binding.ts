@@ -34,19 +34,23 @@ export interface NativeTensor {
 
 /** One line per op, the same list as native/addon/ops.h. */
 export type NativeOp =
+  | 'adamw'
   | 'add'
   | 'embedding'
   | 'embeddingBackward'
+  | 'gradClip'
   | 'linear'
   | 'linearBackward'
   | 'rmsNorm'
   | 'rmsNormBackward'
   | 'rope'
   | 'ropeBackward'
+  | 'sampling'
   | 'swiglu'
   | 'swigluBackward'
   | 'varlenAttention'
-  | 'varlenAttentionBackward';
+  | 'varlenAttentionBackward'
+  | 'writeRows';
 
 type Kind = 'tensor' | 'tensors' | 'ints' | 'floats' | 'integer' | 'number' | 'flag' | 'output';
 
@@ -105,6 +109,8 @@ interface Addon {
 /** What the native side knows about this machine. */
 export interface NativeInfo {
   readonly isa: string;
+  /** Why VARLEN_CPU_ISA was not followed; empty if it was, or is not set. */
+  readonly isaNote: string;
   readonly cudaProblem: string;
   readonly cudaReason: string;
   readonly runtimeVersion: number;
