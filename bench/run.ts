@@ -4,11 +4,14 @@ import type { Bench } from '../src/cli/bench/measure.js';
 import { describeLines } from '../src/cli/bench.js';
 import { Device } from '../src/index.js';
 import { hasBatchTargets, measureBatchTargets } from './batch/targets.js';
+import { bench as benchAdamw } from './ops/adamw.bench.js';
 import { bench as benchAdd } from './ops/add.bench.js';
 import { bench as benchEmbedding } from './ops/embedding.bench.js';
+import { bench as benchGradClip } from './ops/grad-clip.bench.js';
 import { bench as benchLinear } from './ops/linear.bench.js';
 import { bench as benchRmsNorm } from './ops/rms-norm.bench.js';
 import { bench as benchRope } from './ops/rope.bench.js';
+import { bench as benchSampling } from './ops/sampling.bench.js';
 import { bench as benchSwiglu } from './ops/swiglu.bench.js';
 import { bench as benchVarlenAttention } from './ops/varlen-attention.bench.js';
 import { bench as benchWriteRows } from './ops/write-rows.bench.js';
@@ -22,11 +25,14 @@ attention.cpu or gemm.cpu.torch. --json prints one object per line. VARLEN_BENCH
 that has PyTorch.`;
 
 const BENCHES: Readonly<Record<string, Bench>> = {
+  adamw: benchAdamw,
   add: benchAdd,
   embedding: benchEmbedding,
+  'grad-clip': benchGradClip,
   linear: benchLinear,
   'rms-norm': benchRmsNorm,
   rope: benchRope,
+  sampling: benchSampling,
   swiglu: benchSwiglu,
   'varlen-attention': benchVarlenAttention,
   'write-rows': benchWriteRows,

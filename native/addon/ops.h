@@ -1,14 +1,17 @@
 #pragma once
 
 #include "addon/bind.h"
+#include "ops/adamw/adamw.h"
 #include "ops/add/add.h"
 #include "ops/cross-entropy-from-hidden/cross-entropy-from-hidden.h"
 #include "ops/cross-entropy/cross-entropy.h"
 #include "ops/embedding/embedding.h"
+#include "ops/grad-clip/grad-clip.h"
 #include "ops/linear/linear.h"
 #include "ops/policy-loss-from-hidden/policy-loss-from-hidden.h"
 #include "ops/rms-norm/rms-norm.h"
 #include "ops/rope/rope.h"
+#include "ops/sampling/sampling.h"
 #include "ops/swiglu/swiglu.h"
 #include "ops/varlen-attention/varlen-attention.h"
 #include "ops/write-rows/write-rows.h"
@@ -17,6 +20,7 @@ namespace varlen::addon {
 
 // One line per op; src/native/binding.ts has the same list.
 using Ops = OpList<                       //
+    adamw::Forward,                       //
     add::Forward,                         //
     cross_entropy::Forward,               //
     cross_entropy::Backward,              //
@@ -24,6 +28,7 @@ using Ops = OpList<                       //
     cross_entropy_from_hidden::Backward,  //
     embedding::Forward,                   //
     embedding::Backward,                  //
+    grad_clip::Forward,                   //
     linear::Forward,                      //
     linear::Backward,                     //
     policy_loss_from_hidden::Forward,     //
@@ -32,6 +37,7 @@ using Ops = OpList<                       //
     rms_norm::Backward,                   //
     rope::Forward,                        //
     rope::Backward,                       //
+    sampling::Forward,                    //
     swiglu::Forward,                      //
     swiglu::Backward,                     //
     varlen_attention::Forward,            //

@@ -34,15 +34,18 @@ export interface NativeTensor {
 
 /** One line per op, the same list as native/addon/ops.h. */
 export type NativeOp =
+  | 'adamw'
   | 'add'
   | 'embedding'
   | 'embeddingBackward'
+  | 'gradClip'
   | 'linear'
   | 'linearBackward'
   | 'rmsNorm'
   | 'rmsNormBackward'
   | 'rope'
   | 'ropeBackward'
+  | 'sampling'
   | 'swiglu'
   | 'swigluBackward'
   | 'varlenAttention'

@@ -1,5 +1,8 @@
+export { Pcg32, type Pcg32State } from '../pcg32.js';
+export { type AdamwOptions, type AdamwTensors, adamw } from './adamw.js';
 export { type AddOptions, add } from './add.js';
 export { type EmbeddingOptions, embedding } from './embedding.js';
+export { type GradClipOptions, gradClip } from './grad-clip.js';
 export { lengthHash } from './length-hash.js';
 export { type LinearOptions, linear } from './linear.js';
 export type {
@@ -20,6 +23,7 @@ export {
 export type { ResponseBatch } from './response-batch.js';
 export { type AddRmsNormResult, addRmsNorm, type RmsNormOptions, rmsNorm } from './rms-norm.js';
 export { type RopeOptions, rope, ropeTable } from './rope.js';
+export { type SamplingOptions, type SamplingResult, sampling } from './sampling.js';
 export type { SequenceScales } from './sequence-scales.js';
 export { type SwigluOptions, swiglu } from './swiglu.js';
 export {
