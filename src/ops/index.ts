@@ -15,6 +15,12 @@ export type {
   RolloutCorrection,
 } from './policy-loss-config.js';
 export {
+  type HiddenBatch,
+  type PolicyLossFromHiddenOptions,
+  type PolicyLossFromHiddenResult,
+  policyLossFromHidden,
+} from './policy-loss-from-hidden.js';
+export {
   type GroupStats,
   mergeStats,
   type PolicyLossStats,
