@@ -35,6 +35,11 @@ export {
   policyLossFromLogitsBackward,
   type SavedLogits,
 } from './policy-loss-from-logits.js';
+  type HiddenBatch,
+  type PolicyLossFromHiddenOptions,
+  type PolicyLossFromHiddenResult,
+  policyLossFromHidden,
+} from './policy-loss-from-hidden.js';
 export {
   type GroupStats,
   mergeStats,
