@@ -5,8 +5,8 @@ export { crossEntropy } from './cross-entropy.js';
 export { type CrossEntropyFromHiddenOptions, crossEntropyFromHidden } from './cross-entropy-from-hidden.js';
 export type { CrossEntropyOptions, CrossEntropyResult } from './cross-entropy-options.js';
 export { type EmbeddingOptions, embedding } from './embedding.js';
-export { type GroupAdvantageOptions, groupAdvantage } from './group-advantage.js';
 export { type GradClipOptions, gradClip } from './grad-clip.js';
+export { type GroupAdvantageOptions, groupAdvantage } from './group-advantage.js';
 export { lengthHash } from './length-hash.js';
 export { type LinearOptions, linear } from './linear.js';
 export {
@@ -35,11 +35,13 @@ export {
   policyLossFromLogitsBackward,
   type SavedLogits,
 } from './policy-loss-from-logits.js';
+
   type HiddenBatch,
   type PolicyLossFromHiddenOptions,
   type PolicyLossFromHiddenResult,
   policyLossFromHidden,
 } from './policy-loss-from-hidden.js';
+
 export {
   type GroupStats,
   mergeStats,
