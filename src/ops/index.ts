@@ -27,6 +27,12 @@ export type {
   RolloutCorrection,
 } from './policy-loss-config.js';
 export {
+  type HiddenBatch,
+  type PolicyLossFromHiddenOptions,
+  type PolicyLossFromHiddenResult,
+  policyLossFromHidden,
+} from './policy-loss-from-hidden.js';
+export {
   type LogitsBatch,
   type PolicyLossFromLogitsBackwardOptions,
   type PolicyLossFromLogitsOptions,
@@ -35,12 +41,6 @@ export {
   policyLossFromLogitsBackward,
   type SavedLogits,
 } from './policy-loss-from-logits.js';
-
-  type HiddenBatch,
-  type PolicyLossFromHiddenOptions,
-  type PolicyLossFromHiddenResult,
-  policyLossFromHidden,
-} from './policy-loss-from-hidden.js';
 
 export {
   type GroupStats,
