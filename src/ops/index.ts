@@ -2,8 +2,8 @@ export { Pcg32, type Pcg32State } from '../pcg32.js';
 export { type AdamwOptions, type AdamwTensors, adamw } from './adamw.js';
 export { type AddOptions, add } from './add.js';
 export { type EmbeddingOptions, embedding } from './embedding.js';
-export { type GroupAdvantageOptions, groupAdvantage } from './group-advantage.js';
 export { type GradClipOptions, gradClip } from './grad-clip.js';
+export { type GroupAdvantageOptions, groupAdvantage } from './group-advantage.js';
 export { lengthHash } from './length-hash.js';
 export { type LinearOptions, linear } from './linear.js';
 export {

@@ -1,5 +1,13 @@
 export { type GradCheckOptions, gradCheck } from './grad-check.js';
 export {
+  type CustomSurrogate,
+  type PolicyLossFromLogitsReference,
+  type PolicyLossInputs,
+  type PolicyLossReference,
+  policyLossFromLogitsReference,
+  policyLossReference,
+} from './policy-loss.js';
+export {
   type AttentionInputs,
   type AttentionReference,
   type AttentionReferenceOptions,
