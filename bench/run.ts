@@ -5,8 +5,11 @@ import { describeLines } from '../src/cli/bench.js';
 import { Device } from '../src/index.js';
 import { hasBatchTargets, measureBatchTargets } from './batch/targets.js';
 import { bench as benchAdd } from './ops/add.bench.js';
+import { bench as benchCrossEntropy } from './ops/cross-entropy.bench.js';
+import { bench as benchCrossEntropyFromHidden } from './ops/cross-entropy-from-hidden.bench.js';
 import { bench as benchEmbedding } from './ops/embedding.bench.js';
 import { bench as benchLinear } from './ops/linear.bench.js';
+import { bench as benchPolicyLossFromHidden } from './ops/policy-loss-from-hidden.bench.js';
 import { bench as benchRmsNorm } from './ops/rms-norm.bench.js';
 import { bench as benchRope } from './ops/rope.bench.js';
 import { bench as benchSwiglu } from './ops/swiglu.bench.js';
@@ -23,7 +26,10 @@ that has PyTorch.`;
 const BENCHES: Readonly<Record<string, Bench>> = {
   add: benchAdd,
   embedding: benchEmbedding,
+  'cross-entropy': benchCrossEntropy,
+  'cross-entropy-from-hidden': benchCrossEntropyFromHidden,
   linear: benchLinear,
+  'policy-loss-from-hidden': benchPolicyLossFromHidden,
   'rms-norm': benchRmsNorm,
   rope: benchRope,
   swiglu: benchSwiglu,
