@@ -7,9 +7,12 @@ import { Device } from '../src/index.js';
 import { hasBatchTargets, measureBatchTargets } from './batch/targets.js';
 import { bench as benchAdamw } from './ops/adamw.bench.js';
 import { bench as benchAdd } from './ops/add.bench.js';
+import { bench as benchCrossEntropy } from './ops/cross-entropy.bench.js';
+import { bench as benchCrossEntropyFromHidden } from './ops/cross-entropy-from-hidden.bench.js';
 import { bench as benchEmbedding } from './ops/embedding.bench.js';
 import { bench as benchGradClip } from './ops/grad-clip.bench.js';
 import { bench as benchLinear } from './ops/linear.bench.js';
+import { bench as benchPolicyLossFromHidden } from './ops/policy-loss-from-hidden.bench.js';
 import { bench as benchRmsNorm } from './ops/rms-norm.bench.js';
 import { bench as benchRope } from './ops/rope.bench.js';
 import { bench as benchSampling } from './ops/sampling.bench.js';
@@ -31,7 +34,10 @@ const BENCHES: Readonly<Record<string, Bench>> = {
   add: benchAdd,
   embedding: benchEmbedding,
   'grad-clip': benchGradClip,
+  'cross-entropy': benchCrossEntropy,
+  'cross-entropy-from-hidden': benchCrossEntropyFromHidden,
   linear: benchLinear,
+  'policy-loss-from-hidden': benchPolicyLossFromHidden,
   'rms-norm': benchRmsNorm,
   rope: benchRope,
   sampling: benchSampling,
