@@ -15,6 +15,7 @@ import { bench as benchSampling } from './ops/sampling.bench.js';
 import { bench as benchSwiglu } from './ops/swiglu.bench.js';
 import { bench as benchVarlenAttention } from './ops/varlen-attention.bench.js';
 import { bench as benchWriteRows } from './ops/write-rows.bench.js';
+import { hasRlTargets, measureRlTargets } from './rl/targets.js';
 import { measureTargets, type Outcome, readTargets, type Target } from './targets.js';
 
 const USAGE = `npm run bench -- [name...] [--json] [--quick]
@@ -59,6 +60,7 @@ async function runBenches(names: readonly string[], { json, quick }: Flags): Pro
 async function* measureAll({ quick, only }: Flags): AsyncGenerator<Outcome> {
   yield* measureTargets(only, quick, (id, why) => console.error(`${id}: not measured: ${why}`));
   yield* measureBatchTargets(only);
+  yield* measureRlTargets(only);
 }
 
 /** True when every target that was measured holds. */
@@ -121,7 +123,9 @@ async function main(): Promise<void> {
   if (!values.targets) return runBenches(positionals, flags);
   const { only } = values;
   const known = (name: string) =>
-    hasBatchTargets(name) || readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
+    hasBatchTargets(name) ||
+    hasRlTargets(name) ||
+    readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
   if (only !== undefined && !known(only)) {
     fail(`no target '${only}'`);
   }
