@@ -3,6 +3,7 @@ import { benchCallOverhead } from '../src/cli/bench/call-overhead.js';
 import type { Bench } from '../src/cli/bench/measure.js';
 import { describeLines } from '../src/cli/bench.js';
 import { Device } from '../src/index.js';
+
 import { hasBatchTargets, measureBatchTargets } from './batch/targets.js';
 import { bench as benchAdamw } from './ops/adamw.bench.js';
 import { bench as benchAdd } from './ops/add.bench.js';
@@ -14,6 +15,7 @@ import { bench as benchRope } from './ops/rope.bench.js';
 import { bench as benchSampling } from './ops/sampling.bench.js';
 import { bench as benchSwiglu } from './ops/swiglu.bench.js';
 import { bench as benchVarlenAttention } from './ops/varlen-attention.bench.js';
+import { hasSuiteTargets, measureSuites } from './suites.js';
 import { bench as benchWriteRows } from './ops/write-rows.bench.js';
 import { hasRlTargets, measureRlTargets } from './rl/targets.js';
 import { measureTargets, type Outcome, readTargets, type Target } from './targets.js';
@@ -61,6 +63,7 @@ async function* measureAll({ quick, only }: Flags): AsyncGenerator<Outcome> {
   yield* measureTargets(only, quick, (id, why) => console.error(`${id}: not measured: ${why}`));
   yield* measureBatchTargets(only);
   yield* measureRlTargets(only);
+  yield* measureSuites(only);
 }
 
 /** True when every target that was measured holds. */
@@ -126,6 +129,7 @@ async function main(): Promise<void> {
     hasBatchTargets(name) ||
     hasRlTargets(name) ||
     readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
+    hasSuiteTargets(name) || readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
   if (only !== undefined && !known(only)) {
     fail(`no target '${only}'`);
   }

@@ -46,6 +46,8 @@ const char* CodeName(Code code) {
       return "ERR_VARLEN_WEIGHT";
     case Code::kPlanMismatch:
       return "ERR_VARLEN_PLAN_MISMATCH";
+    case Code::kSingletonGroup:
+      return "ERR_VARLEN_SINGLETON_GROUP";
     case Code::kDisposed:
       return "ERR_VARLEN_DISPOSED";
     case Code::kUnsupported:

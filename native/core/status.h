@@ -30,6 +30,7 @@ enum class Code : uint8_t {
   kLogprobPositive,
   kWeight,
   kPlanMismatch,
+  kSingletonGroup,
   kDisposed,
   kUnsupported,
   kNoCuda,
