@@ -20,6 +20,7 @@ import { bench as benchSwiglu } from './ops/swiglu.bench.js';
 import { bench as benchVarlenAttention } from './ops/varlen-attention.bench.js';
 import { hasSuiteTargets, measureSuites } from './suites.js';
 import { bench as benchWriteRows } from './ops/write-rows.bench.js';
+import { hasRlTargets, measureRlTargets } from './rl/targets.js';
 import { measureTargets, type Outcome, readTargets, type Target } from './targets.js';
 
 const USAGE = `npm run bench -- [name...] [--json] [--quick]
@@ -66,6 +67,8 @@ async function runBenches(names: readonly string[], { json, quick }: Flags): Pro
 
 async function* measureAll({ quick, only }: Flags): AsyncGenerator<Outcome> {
   yield* measureTargets(only, quick, (id, why) => console.error(`${id}: not measured: ${why}`));
+  yield* measureBatchTargets(only);
+  yield* measureRlTargets(only);
   yield* measureSuites(only);
 }
 
@@ -129,6 +132,9 @@ async function main(): Promise<void> {
   if (!values.targets) return runBenches(positionals, flags);
   const { only } = values;
   const known = (name: string) =>
+    hasBatchTargets(name) ||
+    hasRlTargets(name) ||
+    readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
     hasSuiteTargets(name) || readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
   if (only !== undefined && !known(only)) {
     fail(`no target '${only}'`);
