@@ -38,6 +38,16 @@ const char* CodeName(Code code) {
       return "ERR_VARLEN_TREE";
     case Code::kIndex:
       return "ERR_VARLEN_INDEX";
+    case Code::kBlockMask:
+      return "ERR_VARLEN_BLOCK_MASK";
+    case Code::kModality:
+      return "ERR_VARLEN_MODALITY";
+    case Code::kRecall:
+      return "ERR_VARLEN_RECALL";
+    case Code::kPlanMismatch:
+      return "ERR_VARLEN_PLAN_MISMATCH";
+    case Code::kWorkspace:
+      return "ERR_VARLEN_WORKSPACE";
     case Code::kDisposed:
       return "ERR_VARLEN_DISPOSED";
     case Code::kUnsupported:
