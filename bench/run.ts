@@ -4,18 +4,20 @@ import type { Bench } from '../src/cli/bench/measure.js';
 import { describeLines } from '../src/cli/bench.js';
 import { Device } from '../src/index.js';
 import { hasBatchTargets, measureBatchTargets } from './batch/targets.js';
+import { bench as benchSparsePrefill } from './ops/sparse-prefill.bench.js';
 import { bench as benchVarlenAttention } from './ops/varlen-attention.bench.js';
 import { measureTargets, type Outcome, readTargets, type Target } from './targets.js';
 
 const USAGE = `npm run bench -- [name...] [--json] [--quick]
 npm run bench -- --targets [--only id] [--json] [--quick]
 
-Names: varlen-attention, call-overhead. --only takes a target's id or the beginning of several, such as
+Names: varlen-attention, sparse-prefill, call-overhead. --only takes a target's id or the beginning of several, such as
 attention.cpu or gemm.cpu.torch. --json prints one object per line. VARLEN_BENCH_PYTHON names the Python
 that has PyTorch.`;
 
 const BENCHES: Readonly<Record<string, Bench>> = {
   'varlen-attention': benchVarlenAttention,
+  'sparse-prefill': benchSparsePrefill,
   'call-overhead': benchCallOverhead,
 };
 

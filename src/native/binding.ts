@@ -33,7 +33,15 @@ export interface NativeTensor {
 }
 
 /** One line per op, the same list as native/addon/ops.h. */
-export type NativeOp = 'varlenAttention' | 'varlenAttentionBackward';
+export type NativeOp =
+  | 'sparsePrefill'
+  | 'sparsePrefillPlan'
+  | 'sparsePrefillCount'
+  | 'sparsePrefillMask'
+  | 'sparsePrefillIndices'
+  | 'mergeAttentionStates'
+  | 'varlenAttention'
+  | 'varlenAttentionBackward';
 
 type Kind = 'tensor' | 'ints' | 'floats' | 'integer' | 'number' | 'flag' | 'output';
 

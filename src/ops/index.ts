@@ -1,4 +1,14 @@
 export {
+  type AttentionState,
+  lseToLog2,
+  type MergeOptions,
+  mergeAttentionStates,
+  type RunnablePlan,
+  type SparsePrefillOptions,
+  type SparsePrefillResult,
+  sparsePrefill,
+} from './sparse-prefill.js';
+export {
   type SavedForBackward,
   type VarlenAttentionBackwardOptions,
   type VarlenAttentionGradients,
