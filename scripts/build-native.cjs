@@ -152,6 +152,15 @@ function configureAndBuild(work, config, target, options) {
   run(process.execPath, [driver, 'build', ...common, '-T', target, ...defines]);
 }
 
+/** Puts a built binary into `out`. */
+function install(binary, out) {
+  fs.mkdirSync(out, { recursive: true });
+  const destination = path.join(out, path.basename(binary));
+  fs.rmSync(destination, { force: true }); // a process may have the old file mapped: never write into it
+  fs.copyFileSync(binary, destination);
+  return destination;
+}
+
 function main() {
   const started = Date.now();
   const { config, out, target, release } = parseArguments(process.argv.slice(2));
@@ -172,13 +181,18 @@ function main() {
     makeStubs(binary, stubs);
     configureAndBuild(work, config, target, { ...options, VARLEN_GLIBC_FLOOR_DIR: stubs });
   }
-  fs.mkdirSync(out, { recursive: true });
-  const destination = path.join(out, 'varlen.node');
-  fs.rmSync(destination, { force: true }); // a process may have the old file mapped: never write into it
-  fs.copyFileSync(binary, destination);
+  const destination = install(binary, out);
+  const gloo = readCache(work, 'VARLEN_DIST_STATE') ?? 'off';
+  if (gloo === 'on') {
+    configureAndBuild(work, config, 'varlen_dist', options);
+    install(path.join(work, 'varlen_dist.node'), out);
+  } else {
+    fs.rmSync(path.join(out, 'varlen_dist.node'), { force: true });
+  }
   const seconds = ((Date.now() - started) / 1000).toFixed(1);
   const cuda = readCache(work, 'VARLEN_CUDA_STATE');
-  console.error(`varlen: built ${path.relative(root, destination)} in ${seconds} s (cuda: ${cuda})`);
+  const parts = `cuda: ${cuda}; gloo: ${gloo}`;
+  console.error(`varlen: built ${path.relative(root, destination)} in ${seconds} s (${parts})`);
 }
 
 module.exports = { SYSTEM_TOOLS, missingTools, describeMissing, hasHeader, workFolder };

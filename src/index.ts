@@ -4,4 +4,5 @@ export * from './dist/index.js';
 export * from './errors.js';
 export * from './ops/index.js';
 export * from './prefill/index.js';
+export * from './rl/index.js';
 export * from './tensor/index.js';

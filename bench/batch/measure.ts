@@ -1,5 +1,5 @@
 /** What the batcher's benches share: interleaved timing, one result line, synthetic lengths. */
-import { SeededRandom } from '../../src/dist/seeded-random.js';
+import { SeededRandom } from '../../src/seeded-random.js';
 
 /** One line of `npm run bench -- --targets`. */
 export interface TargetResult {

@@ -1,5 +1,8 @@
 #include "addon/bind.h"
 
+#include <algorithm>
+#include <cstdlib>
+
 namespace varlen::addon {
 namespace {
 
@@ -9,6 +12,11 @@ std::string ShapeOf(const Tensor& tensor) {
     text += (i == 0 ? "" : ", ") + std::to_string(tensor.shape[i]);
   }
   return text + "]";
+}
+
+// The value of a dimension whose name is a number; -1 for any other name.
+int64_t NumberIn(const char* name) {
+  return name[0] >= '0' && name[0] <= '9' ? std::atoll(name) : -1;
 }
 
 std::string NamesOf(Dims dims) {
@@ -47,6 +55,10 @@ bool Overlap(const Tensor& a, const Tensor& b) {
 
 Status Unifier::Dimension(const char* name, int64_t got, const char* argument) {
   const size_t length = std::strlen(name);
+  if (const int64_t number = NumberIn(name); number >= 0) {
+    if (number == got) return {};
+    return Invalid(Code::kShape, argument, "has the wrong size", std::to_string(got), name);
+  }
   for (int i = 0; i < num_dims_; ++i) {
     const Named& known = dims_[i];
     if (known.length != length || std::strncmp(known.name, name, length) != 0) continue;
@@ -56,6 +68,30 @@ Status Unifier::Dimension(const char* name, int64_t got, const char* argument) {
   }
   dims_[num_dims_++] = {name, length, got};
   return {};
+}
+
+void Unifier::Define(const char* name, int64_t value) {
+  for (int i = 0; i < num_dims_; ++i) {
+    if (std::strcmp(dims_[i].name, name) == 0) return;
+  }
+  dims_[num_dims_++] = {name, std::strlen(name), value};
+}
+
+Status Unifier::Leading(const Tensor& tensor, int count, const char* argument) {
+  if (leading_.rank < 0) {
+    leading_.rank = count;
+    leading_.shape = tensor.shape;
+    return {};
+  }
+  Tensor got;
+  got.rank = count;
+  got.shape = tensor.shape;
+  if (got.rank == leading_.rank &&
+      std::equal(got.shape.begin(), got.shape.begin() + count, leading_.shape.begin())) {
+    return {};
+  }
+  return Invalid(Code::kShape, argument, "disagrees on its leading dimensions", ShapeOf(got),
+                 ShapeOf(leading_));
 }
 
 Status Unifier::Type(const TypeVar& type, DType got, const char* argument) {
@@ -75,6 +111,7 @@ Status Unifier::Type(const TypeVar& type, DType got, const char* argument) {
 }
 
 int64_t Unifier::ValueOf(const char* name) const {
+  if (const int64_t number = NumberIn(name); number >= 0) return number;
   for (int i = 0; i < num_dims_; ++i) {
     if (std::strcmp(dims_[i].name, name) == 0) return dims_[i].value;
   }
@@ -105,13 +142,18 @@ bool Reader::Take(const char* name, double handle, Need need, Tensor& tensor) {
 }
 
 void Reader::CheckShape(const char* name, const Tensor& tensor, Dims dims) {
-  if (tensor.rank != static_cast<int>(dims.size())) {
+  const int named = static_cast<int>(dims.size());
+  const bool any_leading = named > 0 && std::strcmp(*dims.begin(), "...") == 0;
+  const int leading = any_leading ? tensor.rank - (named - 1) : 0;
+  if (any_leading ? leading < 0 : tensor.rank != named) {
     status = Invalid(Code::kShape, name, "has the wrong rank", "shape " + ShapeOf(tensor),
                      NamesOf(dims));
     return;
   }
-  int i = 0;
+  if (any_leading) status = unifier.Leading(tensor, leading, name);
+  int i = leading;
   for (const char* dim : dims) {
+    if (any_leading && dim == *dims.begin()) continue;
     if (status.ok()) status = unifier.Dimension(dim, tensor.shape[i++], name);
   }
 }
@@ -123,7 +165,8 @@ void Reader::In(const char* name, Tensor& tensor, TypeVar type, Dims dims, Layou
   status = unifier.Type(type, tensor.dtype, name);
   if (status.ok()) CheckShape(name, tensor, dims);
   if (!status.ok()) return;
-  const bool rows = tensor.shape[tensor.rank - 1] <= 1 || tensor.strides[tensor.rank - 1] == 1;
+  const bool rows = tensor.rank == 0 || tensor.shape[tensor.rank - 1] <= 1 ||
+                    tensor.strides[tensor.rank - 1] == 1;
   if (layout == Layout::kContiguous ? !tensor.contiguous() : !rows) {
     status = Invalid(Code::kLayout, name, "has strides this op cannot read",
                      "last stride " + std::to_string(tensor.strides[tensor.rank - 1]),
@@ -133,8 +176,12 @@ void Reader::In(const char* name, Tensor& tensor, TypeVar type, Dims dims, Layou
   tensors_[num_tensors_++] = {name, &tensor};
 }
 
-void Reader::Out(const char* name, Tensor& tensor, TypeVar type, Dims dims) {
+void Reader::Out(const char* name, Tensor& tensor, TypeVar type, Dims dims, bool wanted) {
   const double handle = Next();
+  if (status.ok() && handle != 0 && !wanted) {
+    status =
+        Invalid(Code::kIncompatible, name, "is not computed by this call", "a tensor", "no tensor");
+  }
   if (!status.ok() || !Take(name, handle, Need::kOptional, tensor)) return;
   status = unifier.Type(type, tensor.dtype, name);
   if (status.ok()) CheckShape(name, tensor, dims);
@@ -150,15 +197,57 @@ void Reader::Out(const char* name, Tensor& tensor, TypeVar type, Dims dims) {
   if (status.ok()) tensors_[num_tensors_++] = {name, &tensor};
 }
 
-void Allocator::Out(const char*, Tensor& tensor, TypeVar type, Dims dims) {
-  const int output = num_outputs_++;
+void Reader::Tensors(const char* name, std::vector<Tensor>& tensors, TypeVar type, Access access) {
+  const double count = Next();
   if (!status.ok()) return;
+  napi_typedarray_type array_type;
+  size_t length = 0;
+  void* data = nullptr;
+  if (next_array_ >= num_arrays_ ||
+      napi_get_typedarray_info(napi_, arrays_[next_array_++], &array_type, &length, &data, nullptr,
+                               nullptr) != napi_ok ||
+      array_type != napi_float64_array || static_cast<double>(length) != count) {
+    status = {Code::kType, name, "is no list of tensors", {}};
+    return;
+  }
+  const double* handles = static_cast<const double*>(data);
+  tensors.resize(length);
+  for (size_t i = 0; i < length && status.ok(); ++i) {
+    Tensor& tensor = tensors[i];
+    if (!Take(name, handles[i], Need::kRequired, tensor)) break;
+    status = Unifier().Type({"", type.allowed}, tensor.dtype, name);
+    if (status.ok() && !tensor.contiguous()) {
+      status = Invalid(Code::kLayout, name, "has strides this op cannot read", "a strided tensor",
+                       "contiguous tensors");
+    }
+  }
+  if (!status.ok() || access == Access::kRead) return;
+  // What is written in place must not share memory, within the list and with the lists before.
+  for (size_t i = 0; i < length; ++i) updated_.push_back({Extent(tensors[i]), name});
+  std::sort(updated_.begin(), updated_.end());
+  for (size_t i = 1; i < updated_.size() && status.ok(); ++i) {
+    if (updated_[i].first.first >= updated_[i - 1].first.second) continue;
+    status = Invalid(Code::kIncompatible, name, "shares memory with another tensor it updates",
+                     "overlapping tensors", "tensors with memory of their own");
+  }
+}
+
+void Allocator::Out(const char*, Tensor& tensor, TypeVar type, Dims dims, bool wanted) {
+  const int output = num_outputs_++;
+  if (!status.ok() || !wanted) return;
   if (tensor) {
     brought |= 1u << output;
     return;
   }
   tensor.dtype = unifier_.TypeOf(type);
-  for (const char* dim : dims) tensor.shape[tensor.rank++] = unifier_.ValueOf(dim);
+  for (const char* dim : dims) {
+    if (std::strcmp(dim, "...") == 0) {
+      tensor.rank = unifier_.leading().rank;
+      tensor.shape = unifier_.leading().shape;
+    } else {
+      tensor.shape[tensor.rank++] = unifier_.ValueOf(dim);
+    }
+  }
   tensor.SetContiguousStrides();
   status = stream_.Allocate(tensor.size() * SizeOf(tensor.dtype), Cache::Writer::kStream,
                             &tensor.storage);
@@ -175,14 +264,15 @@ int WriteResult(Env& env, int slot, const Tensor& tensor) {
 void Publisher::Write(uint32_t brought, uint64_t ticket) {
   int slot = 0;
   for (int i = 0; i < num_outputs_; ++i) {
-    outputs_[i].storage->WrittenBy(stream_, ticket);
-    if ((brought & (1u << i)) == 0) {
+    if (outputs_[i]) outputs_[i].storage->WrittenBy(stream_, ticket);
+    if (outputs_[i] && (brought & (1u << i)) == 0) {
       slot = WriteResult(env_, slot, outputs_[i]);
     } else {
       env_.result[slot] = env_.result[slot + 1] = env_.result[slot + 2] = 0;
       slot += 3;
     }
   }
+  for (const StorageRef& storage : updated_) storage->WrittenBy(stream_, ticket);
   env_.ReportMemory();
 }
 

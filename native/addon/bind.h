@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -23,6 +24,7 @@
 //   tensor                 its handle, 0 when absent
 //   host array or tensor   a handle, or 0 absent, or -1: the next JavaScript argument
 //   scalar, flag           the value
+//   list of tensors        their number; the next JavaScript argument holds the handles
 //   output                 the caller's tensor, or 0: allocate
 // Env::result then holds, per output: handle (0: the caller's own tensor), dtype, rank, dimensions.
 namespace varlen::addon {
@@ -31,7 +33,12 @@ namespace varlen::addon {
 class Unifier {
  public:
   Status Dimension(const char* name, int64_t got, const char* argument);
+  // Fixes the value of a name that has none yet.
+  void Define(const char* name, int64_t value);
   Status Type(const TypeVar& type, DType got, const char* argument);
+  // The dimensions that "..." stands for: the first `count` of the tensor's.
+  Status Leading(const Tensor& tensor, int count, const char* argument);
+  const Tensor& leading() const { return leading_; }
   int64_t ValueOf(const char* name) const;
   DType TypeOf(const TypeVar& type) const;
 
@@ -45,6 +52,11 @@ class Unifier {
   int num_dims_ = 0;
   std::array<std::pair<const char*, DType>, 4> types_;
   int num_types_ = 0;
+  Tensor leading_ = [] {  // rank and shape alone
+    Tensor unknown;
+    unknown.rank = -1;
+    return unknown;
+  }();
 };
 
 // First pass: every argument is read and checked, nothing is allocated.
@@ -55,7 +67,8 @@ class Reader {
 
   void In(const char* name, Tensor& tensor, TypeVar type, Dims dims,
           Layout layout = Layout::kContiguous, Need need = Need::kRequired);
-  void Out(const char* name, Tensor& tensor, TypeVar type, Dims dims);
+  void Out(const char* name, Tensor& tensor, TypeVar type, Dims dims, bool wanted = true);
+  void Tensors(const char* name, std::vector<Tensor>& tensors, TypeVar type, Access access);
   template <class T>
   void HostOrTensor(const char* name, varlen::HostOrTensor<T>& value, Dims,
                     Need need = Need::kRequired);
@@ -79,6 +92,9 @@ class Reader {
   int next_ = 1;  // slot 0 is the stream
   std::array<std::pair<const char*, const Tensor*>, 32> tensors_;
   int num_tensors_ = 0;
+  // Bytes [first, second) of the tensors that are updated in place, and the list each is in.
+  using ByteRange = std::pair<const std::byte*, const std::byte*>;
+  std::vector<std::pair<ByteRange, const char*>> updated_;
 };
 
 // Second pass: outputs the caller did not bring get memory.
@@ -93,7 +109,8 @@ class Allocator {
   template <class T>
   void Scalar(const char*, T&) {}
   void Flag(const char*, bool&) {}
-  void Out(const char* name, Tensor& tensor, TypeVar type, Dims dims);
+  void Out(const char* name, Tensor& tensor, TypeVar type, Dims dims, bool wanted = true);
+  void Tensors(const char*, std::vector<Tensor>&, TypeVar, Access) {}
 
   Status status;
   uint32_t brought = 0;  // bit i: the caller gave output i
@@ -121,15 +138,21 @@ class Publisher {
   template <class T>
   void Scalar(const char*, T&) {}
   void Flag(const char*, bool&) {}
-  void Out(const char*, Tensor& tensor, TypeVar, Dims) {
+  void Out(const char*, Tensor& tensor, TypeVar, Dims, bool = true) {
     Use(tensor);
     outputs_[num_outputs_++] = tensor;
   }
+  void Tensors(const char*, std::vector<Tensor>& tensors, TypeVar, Access access) {
+    for (const Tensor& tensor : tensors) {
+      Use(tensor);
+      if (access == Access::kUpdate) updated_.push_back(tensor.storage);
+    }
+  }
   // To be called once the op is enqueued as number `ticket`; cannot fail. Handle 0 stands for an
-  // output that the caller brought and already has a name for.
+  // output that the caller brought and already has a name for, and for one that was not wanted.
   void Write(uint32_t brought, uint64_t ticket);
 
-  static constexpr int kMaxOutputs = 8;
+  static constexpr int kMaxOutputs = 12;
   Status status;
 
  private:
@@ -140,6 +163,7 @@ class Publisher {
   const std::shared_ptr<Stream> stream_;
   std::array<Tensor, kMaxOutputs> outputs_;
   int num_outputs_ = 0;
+  std::vector<StorageRef> updated_;
 };
 
 // Writes a new tensor at `slot` of Env::result; returns the slot after it.
@@ -163,7 +187,12 @@ class Describer {
     Add(name, std::is_integral_v<T> ? "integer" : "number", Need::kRequired);
   }
   void Flag(const char* name, bool&) { Add(name, "flag", Need::kRequired); }
-  void Out(const char* name, Tensor&, TypeVar, Dims) { Add(name, "output", Need::kOptional); }
+  void Out(const char* name, Tensor&, TypeVar, Dims, bool = true) {
+    Add(name, "output", Need::kOptional);
+  }
+  void Tensors(const char* name, std::vector<Tensor>&, TypeVar, Access) {
+    Add(name, "tensors", Need::kRequired);
+  }
 
   Napi::Array list;
 
@@ -178,7 +207,7 @@ class Describer {
 };
 
 template <class T>
-void Reader::HostOrTensor(const char* name, varlen::HostOrTensor<T>& value, Dims, Need need) {
+void Reader::HostOrTensor(const char* name, varlen::HostOrTensor<T>& value, Dims dims, Need need) {
   const double handle = Next();
   if (!status.ok()) return;
   if (handle != -1) {
@@ -190,7 +219,10 @@ void Reader::HostOrTensor(const char* name, varlen::HostOrTensor<T>& value, Dims
       status = Invalid(Code::kShape, name, "must be one contiguous row",
                        "rank " + std::to_string(value.tensor.rank), "rank 1");
     }
-    if (status.ok()) tensors_[num_tensors_++] = {name, &value.tensor};
+    if (status.ok()) {
+      tensors_[num_tensors_++] = {name, &value.tensor};
+      unifier.Define(*dims.begin(), value.size());
+    }
     return;
   }
   napi_typedarray_type type;
@@ -208,6 +240,7 @@ void Reader::HostOrTensor(const char* name, varlen::HostOrTensor<T>& value, Dims
   }
   const T* begin = static_cast<const T*>(data);
   value.host = std::make_shared<const std::vector<T>>(begin, begin + length);
+  unifier.Define(*dims.begin(), value.size());  // what its size must be is the op's to check
 }
 
 template <class T>

@@ -189,6 +189,20 @@ bool AccumulateInto(Env& env, const Arguments&) {
   return EnqueueOn(env, stream, Accumulate{*source, *target});
 }
 
+// args: -, target, source. target = source, on the stream that wrote the target.
+bool AssignTo(Env& env, const Arguments&) {
+  const Tensor* target = FindTensor(env, "this", env.args[1]);
+  const Tensor* source = target == nullptr ? nullptr : FindTensor(env, "source", env.args[2]);
+  if (source == nullptr) return false;
+  if (target->rank != source->rank || target->shape != source->shape) {
+    return Fail(env, {Code::kShape, "source", "differs in shape from the target", {}});
+  }
+  if (!target->contiguous()) {
+    return Fail(env, {Code::kLayout, "this", "cannot be written while it is strided", {}});
+  }
+  return EnqueueOn(env, target->storage->writer(), Copy{*source, *target});
+}
+
 // Copies a tensor into JavaScript memory, in stream order.
 class ReadTask final : public Task {
  public:
@@ -280,6 +294,7 @@ void BindTensors(Napi::Env env, Napi::Object exports) {
   Bind<Release>(env, exports, "release", "Tensor.dispose");
   Bind<Convert>(env, exports, "convert", "Tensor.to");
   Bind<AccumulateInto>(env, exports, "accumulate", "Tensor.backward");
+  Bind<AssignTo>(env, exports, "assign", "Tensor.assign");
   Bind<Read>(env, exports, "read", "Tensor.data");
   Bind<Memory>(env, exports, "memory", "memoryStats");
 }

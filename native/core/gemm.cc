@@ -85,35 +85,7 @@ void PackB(const Gemm& g, int64_t depth, int64_t chunk_first, int64_t first, int
       }
       continue;
     }
-    // Stored rows are columns of op(B): widen up to a panel of them, 64 deep, and transpose.
-    constexpr int64_t kStage = 64;
-    HWY_ALIGN float staged[kPanel * kStage];
-    for (int64_t k = 0; k < kc; k += kStage) {
-      const int64_t deep = std::min(kStage, kc - k);
-      const int64_t readable = RoundUp(deep, 4);
-      const float* rows = staged;
-      int64_t stride = kStage;
-      if (std::is_same_v<T, float> && columns == kPanel && deep == readable) {
-        rows = reinterpret_cast<const float*>(b + column * g.b.stride + k0 + k);
-        stride = g.b.stride;
-      } else {
-        for (int64_t c = 0; c < kPanel; ++c) {
-          if (c < columns) {
-            WidenRow(b + (column + c) * g.b.stride + k0 + k, deep, 1.0f, staged + c * kStage,
-                     RoundUp(deep, kLanes));
-          } else {
-            std::fill_n(staged + c * kStage, readable, 0.0f);
-          }
-        }
-      }
-      if (readable == deep) {
-        TransposeToPanel(rows, stride, deep, kPanel, panel + k * kPanel);
-      } else {  // the last rows of the transpose would run into the next panel
-        HWY_ALIGN float tail[kPanel * kStage];
-        TransposeToPanel(rows, stride, readable, kPanel, tail);
-        std::copy_n(tail, deep * kPanel, panel + k * kPanel);
-      }
-    }
+    WidenTransposed(b + column * g.b.stride + k0, g.b.stride, kc, columns, panel);
   }
 }
 

@@ -7,7 +7,8 @@
 namespace varlen {
 namespace {
 
-constexpr Isa kAll[] = {Isa::kAvx512, Isa::kAvx2, Isa::kNeon, Isa::kBaseline};  // best first
+// Best first.
+constexpr Isa kAll[] = {Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2, Isa::kNeon, Isa::kBaseline};
 
 bool CpuRuns(Isa isa) {
 #if defined(__x86_64__)
@@ -22,6 +23,8 @@ bool CpuRuns(Isa isa) {
       return CpuRuns(Isa::kAvx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
+    case Isa::kAvx512Bf16:
+      return CpuRuns(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
     case Isa::kNeon:
       return false;
   }
@@ -36,6 +39,7 @@ bool Compiled(Isa isa) {
     case Isa::kAvx2:
       return (HWY_TARGETS & HWY_AVX2) != 0;
     case Isa::kAvx512:
+    case Isa::kAvx512Bf16:
       return (HWY_TARGETS & HWY_AVX3) != 0;
     default:
       return true;
@@ -62,6 +66,8 @@ const char* NameOf(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512-bf16";
     case Isa::kNeon:
       return "neon";
   }
@@ -97,7 +103,8 @@ IsaChoice ChooseIsa(const char* asked) {
         CpuRuns(isa) ? " was not compiled into this binary" : " is not in this CPU";
     return {best, request + reason + "; using " + NameOf(best)};
   }
-  return {best, request + " is none of baseline, avx2, avx512, neon; using " + NameOf(best)};
+  return {best,
+          request + " is none of baseline, avx2, avx512, avx512-bf16, neon; using " + NameOf(best)};
 }
 
 Isa ActiveIsa() { return Active().load(std::memory_order_relaxed); }

@@ -55,9 +55,11 @@
 
 namespace varlen {
 
-enum class Isa : uint8_t { kBaseline, kAvx2, kAvx512, kNeon };
+// kAvx512Bf16 is kAvx512 and vdpbf16ps, which multiplies two bfloat16 pairs where a float32
+// multiply-add does one; only products of bfloat16 differ (gemm-inl.h).
+enum class Isa : uint8_t { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kNeon };
 
-// "baseline", "avx2", "avx512", "neon": also the words of VARLEN_CPU_ISA.
+// "baseline", "avx2", "avx512", "avx512-bf16", "neon": also the words of VARLEN_CPU_ISA.
 const char* NameOf(Isa isa);
 
 // False on an x86 older than x86-64-v2: nothing of this library may run there.
@@ -89,6 +91,7 @@ struct IsaTable {
 
   Function* Get() const {
     switch (ActiveIsa()) {
+      case Isa::kAvx512Bf16:
       case Isa::kAvx512:
         return avx512;
       case Isa::kAvx2:

@@ -5,7 +5,7 @@
 namespace varlen {
 namespace {
 
-constexpr Isa kAll[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kNeon};
+constexpr Isa kAll[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kNeon};
 
 TEST_CASE("The baseline is always there and the best level is available") {
   CHECK(HostRunsBaseline());
@@ -35,9 +35,9 @@ TEST_CASE("A level that is not available leaves the best one and is reported") {
 TEST_CASE("A word that names no level is reported with the words that do") {
   const IsaChoice choice = ChooseIsa("avx9000");
   CHECK(choice.isa == BestIsa());
-  CHECK(choice.note ==
-        std::string("VARLEN_CPU_ISA=avx9000 is none of baseline, avx2, avx512, neon; using ") +
-            NameOf(BestIsa()));
+  CHECK(choice.note == std::string("VARLEN_CPU_ISA=avx9000 is none of baseline, avx2, avx512, "
+                                   "avx512-bf16, neon; using ") +
+                           NameOf(BestIsa()));
 }
 
 TEST_CASE("No word means the best level, without a note") {

@@ -1,9 +1,11 @@
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <new>
 #include <utility>
+#include <vector>
 
 #include "core/stream.h"
 #include "core/tensor.h"
@@ -28,14 +30,17 @@ struct FindFailure {
   template <class T>
   void Scalar(const char*, T&) {}
   void Flag(const char*, bool&) {}
-  void Out(const char*, Tensor&, TypeVar, Dims) {}
+  void Out(const char*, Tensor&, TypeVar, Dims, bool = true) {}
+  void Tensors(const char*, std::vector<Tensor>& tensors, TypeVar, Access) {
+    for (const Tensor& tensor : tensors) Look(tensor);
+  }
 
   void Look(const Tensor& tensor) {
     if (failure == nullptr && tensor) failure = tensor.storage->failure();
   }
 };
 
-// Calls fn(tensor) for every output.
+// Calls fn(tensor) for every output, and for what the op updates in place.
 template <class Fn>
 struct ForEachOutput {
   Fn fn;
@@ -47,7 +52,12 @@ struct ForEachOutput {
   template <class T>
   void Scalar(const char*, T&) {}
   void Flag(const char*, bool&) {}
-  void Out(const char*, Tensor& tensor, TypeVar, Dims) { fn(tensor); }
+  void Out(const char*, Tensor& tensor, TypeVar, Dims, bool = true) {
+    if (tensor) fn(tensor);
+  }
+  void Tensors(const char*, std::vector<Tensor>& tensors, TypeVar, Access access) {
+    if (access == Access::kUpdate) std::for_each(tensors.begin(), tensors.end(), fn);
+  }
 };
 
 // The op's own Run, found by its namespace.

@@ -41,4 +41,13 @@ Status ParallelFor(int64_t pieces, const Fn& fn) {
       &fn);
 }
 
+// Calls fn(begin, end) for [0, size) cut into pieces of `piece`, the last one shorter.
+template <class Fn>
+Status ParallelForRange(int64_t size, int64_t piece, const Fn& fn) {
+  return ParallelFor((size + piece - 1) / piece, [&](int64_t n, int) {
+    const int64_t begin = n * piece;
+    fn(begin, begin + piece < size ? begin + piece : size);
+  });
+}
+
 }  // namespace varlen

@@ -20,8 +20,10 @@
 //   In(name, Tensor&, TypeVar, Dims, Layout = kContiguous, Need = kRequired)
 //   HostOrTensor(name, HostOrTensor<int32_t or float>&, Dims, Need = kRequired)
 //   Scalar(name, float / double / int64_t&)     Flag(name, bool&)
-//   Out(name, Tensor&, TypeVar, Dims)            allocated during the call unless the caller gives
-//   one
+//   Out(name, Tensor&, TypeVar, Dims, bool wanted = true)
+//                                               allocated during the call unless the caller gives
+//                                               one; left out when it is not wanted
+//   Tensors(name, std::vector<Tensor>&, TypeVar, Access)  contiguous, of any shapes
 namespace varlen {
 
 // The element types an argument may have. Arguments with the same non-empty name share one type.
@@ -35,16 +37,25 @@ constexpr uint32_t BitOf(DType dtype) { return uint32_t{1} << static_cast<int>(d
 inline constexpr TypeVar kFloats{"dtype",
                                  BitOf(DType::kF32) | BitOf(DType::kF16) | BitOf(DType::kBF16)};
 inline constexpr TypeVar kFloat32{"", BitOf(DType::kF32)};
+inline constexpr TypeVar kFloat64{"", BitOf(DType::kF64)};
+inline constexpr TypeVar kUint8{"", BitOf(DType::kU8)};
 inline constexpr TypeVar kAnyType{"", ~uint32_t{0}};
 inline constexpr TypeVar kInt32{"", BitOf(DType::kI32)};
 
 // Dimension names, outermost first. The first argument that carries a name fixes its value. A name
-// may end in "+1", which asks for one more than the plain name's value.
+// may end in "+1", which asks for one more than the plain name's value; a name that is a number
+// stands for itself. "..." in front stands for any dimensions, the same ones in every argument.
 using Dims = std::initializer_list<const char*>;
 
 enum class Layout : uint8_t {
   kContiguous,
   kRows,  // the last dimension has stride 1, the others are free
+};
+
+// What an op does with a list of tensors.
+enum class Access : uint8_t {
+  kRead,
+  kUpdate,  // reads and writes them where they are
 };
 
 enum class Need : uint8_t { kRequired, kOptional };

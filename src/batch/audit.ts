@@ -1,5 +1,5 @@
 /** Proof of "every sample exactly once" in constant memory: order-independent sums of 128-bit hashes. */
-import { hash64 } from '../dist/seeded-random.js';
+import { hash64 } from '../seeded-random.js';
 import type { SampleId } from './sample.js';
 
 const MASK_128 = (1n << 128n) - 1n;

@@ -45,9 +45,11 @@ export class Collector<S> {
 
   async #fill(reader: Reader<S>, target: WindowTarget, onFresh: (item: Item<S>) => void): Promise<void> {
     if (!target.read) return;
+    await undefined; // whoever asked for the window has it before the first sample
     let cost = 0;
     while (this.fresh < target.fresh && cost < target.cost) {
-      const items = await reader.peek();
+      const peeked = reader.peek();
+      const items = peeked instanceof Promise ? await peeked : peeked;
       if (this.#stopped) return;
       if (items === undefined) break;
       reader.take();

@@ -1,9 +1,9 @@
 /** Options of the batcher: their types, their checks and their defaults. */
 import type { AlignOptions } from '../dist/align.js';
 import type { ProcessGroup } from '../dist/process-group.js';
-import { hash64 } from '../dist/seeded-random.js';
 import type { StepInfo } from '../dist/step-info.js';
 import { argumentError } from '../errors.js';
+import { hash64 } from '../seeded-random.js';
 import { checkPolicy } from './grouping.js';
 import {
   type LimitOptions,

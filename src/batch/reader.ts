@@ -4,7 +4,7 @@
  * The reader keeps one unit peeked, so that a rank knows "nothing remains" together with its last
  * sample; its position is always the one before the peeked unit.
  */
-import { SeededRandom, seededPermutation } from '../dist/seeded-random.js';
+import { SeededRandom, seededPermutation } from '../seeded-random.js';
 import { exceedsAlone, longestWithin, show } from './limits.js';
 import type { DroppedSample, ResolvedOptions } from './options.js';
 import {
@@ -60,6 +60,12 @@ export interface ReaderPosition {
 const SHUFFLE_SALT = 1;
 const JITTER_SALT = 2;
 
+/** A sample and its position in the source's pass. */
+interface RawSample<S> {
+  readonly value: S;
+  readonly index: number;
+}
+
 interface Unit<S> {
   readonly items: Item<S>[];
   /** Position after this unit. */
@@ -76,6 +82,7 @@ export class Reader<S> {
   #skipInBlock: number;
   #dropped: number;
   #position: ReaderPosition;
+  /** A read that is under way, or has failed. */
   #reading: Promise<Unit<S> | undefined> | undefined;
   #peeked: Unit<S> | 'end' | undefined;
   #seen: Set<SampleId> | undefined;
@@ -109,15 +116,27 @@ export class Reader<S> {
   }
 
   /** Items of the next usable source sample (several when it is split), or undefined at the end. */
-  async peek(): Promise<Item<S>[] | undefined> {
-    if (this.#peeked === undefined) {
-      this.#reading ??= this.#readUnit();
-      const unit = await this.#reading;
-      this.#reading = undefined;
-      this.#peeked = unit ?? 'end';
-      if (unit === undefined) this.#position = this.#here(); // behind unusable samples at the end
+  peek(): Item<S>[] | undefined | Promise<Item<S>[] | undefined> {
+    if (this.#peeked !== undefined) return this.#peeked === 'end' ? undefined : this.#peeked.items;
+    if (this.#reading === undefined) {
+      try {
+        const unit = this.#readUnit();
+        if (!(unit instanceof Promise)) return this.#keep(unit);
+        this.#reading = unit;
+      } catch (error) {
+        this.#reading = Promise.reject(error);
+      }
     }
-    return this.#peeked === 'end' ? undefined : this.#peeked.items;
+    return this.#reading.then((unit) => {
+      this.#reading = undefined;
+      return this.#keep(unit);
+    });
+  }
+
+  #keep(unit: Unit<S> | undefined): Item<S>[] | undefined {
+    this.#peeked = unit ?? 'end';
+    if (unit === undefined) this.#position = this.#here(); // behind unusable samples at the end
+    return unit?.items;
   }
 
   /** Takes what {@link peek} has resolved to. */
@@ -127,14 +146,29 @@ export class Reader<S> {
     this.#peeked = undefined;
   }
 
-  async #readUnit(): Promise<Unit<S> | undefined> {
+  /** The next unit: at once as long as the source is synchronous. */
+  #readUnit(): Unit<S> | undefined | Promise<Unit<S> | undefined> {
     for (;;) {
-      const raw = await this.#nextRaw();
-      if (raw === undefined) return undefined;
-      const items = this.#measure(raw.value, raw.index);
-      if (items.length === 0) continue;
-      return { items, after: this.#here() };
+      const raw = this.#nextRaw();
+      if (raw instanceof Promise) return this.#readUnitFrom(raw);
+      const unit = this.#unitOf(raw);
+      if (unit !== undefined || raw === undefined) return unit;
     }
+  }
+
+  async #readUnitFrom(first: Promise<RawSample<S> | undefined>): Promise<Unit<S> | undefined> {
+    for (let raw = await first; raw !== undefined; raw = await this.#nextRaw()) {
+      const unit = this.#unitOf(raw);
+      if (unit !== undefined) return unit;
+    }
+    return undefined;
+  }
+
+  /** Undefined at the end, and for a sample that gives no item. */
+  #unitOf(raw: RawSample<S> | undefined): Unit<S> | undefined {
+    if (raw === undefined) return undefined;
+    const items = this.#measure(raw.value, raw.index);
+    return items.length === 0 ? undefined : { items, after: this.#here() };
   }
 
   #here(): ReaderPosition {
@@ -148,17 +182,21 @@ export class Reader<S> {
     };
   }
 
+  #nextRaw(): RawSample<S> | undefined | Promise<RawSample<S> | undefined> {
+    if (this.#options.preShuffle >= 2) return this.#nextShuffled();
+    const index = this.raw.read;
+    const number = (result: { value: S } | undefined): RawSample<S> | undefined =>
+      result && { value: result.value, index };
+    const result = this.raw.next();
+    return result instanceof Promise ? result.then(number) : number(result);
+  }
+
   /**
    * The next sample in reading order. With `preShuffle` blocks of that many samples are permuted as
    * a whole: unlike a sliding reservoir, a block can be made again from its start alone.
    */
-  async #nextRaw(): Promise<{ value: S; index: number } | undefined> {
+  async #nextShuffled(): Promise<RawSample<S> | undefined> {
     const { preShuffle, seed } = this.#options;
-    if (preShuffle < 2) {
-      const index = this.raw.read;
-      const result = await this.raw.next();
-      return result === undefined ? undefined : { value: result.value, index };
-    }
     if (this.#block === undefined || this.#offset >= this.#block.samples.length) {
       const start = this.raw.read;
       const sourceState = this.raw.sourceState;

@@ -10,8 +10,8 @@ import {
   stepOrder,
   sumSteps,
 } from '../dist/align.js';
-import { digestWords } from '../dist/seeded-random.js';
 import { argumentError } from '../errors.js';
+import { digestWords } from '../seeded-random.js';
 import { Accumulator } from './accumulate.js';
 import { AuditSum } from './audit.js';
 import { Collector } from './collector.js';

@@ -146,8 +146,11 @@ export class RawReader<S> {
     this.#logStart = read;
   }
 
-  /** The next sample, or undefined at the end of the pass. */
-  async next(): Promise<{ value: S } | undefined> {
+  /**
+   * The next sample, or undefined at the end of the pass. A synchronous source answers at once: a
+   * promise per sample costs more than the rest of its way into a window.
+   */
+  next(): { value: S } | undefined | Promise<{ value: S } | undefined> {
     if (this.#ended || this.#closed) return undefined;
     if (this.#nextPayload < this.#pendingPayload.length) {
       return this.#keep(this.#pendingPayload[this.#nextPayload++]);
@@ -156,6 +159,12 @@ export class RawReader<S> {
       this.#ended = true;
       return undefined;
     }
+    if (this.#skip > 0) return this.#nextAfterSkip();
+    const pulled = this.#pull();
+    return pulled instanceof Promise ? pulled.then((result) => this.#accept(result)) : this.#accept(pulled);
+  }
+
+  async #nextAfterSkip(): Promise<{ value: S } | undefined> {
     while (this.#skip > 0) {
       if ((await this.#pull()) === undefined) {
         const problem = `ended ${this.#skip} samples before the position to resume from`;
@@ -167,9 +176,11 @@ export class RawReader<S> {
       }
       this.#skip--;
     }
-    // A synchronous source is logged in the same turn, so that a state never misses what it gave.
-    const pulled = this.#pull();
-    const result = pulled instanceof Promise ? await pulled : pulled;
+    return this.#accept(await this.#pull());
+  }
+
+  /** In the turn in which the source gave it, so that a state never misses it. */
+  #accept(result: { value: S } | undefined): { value: S } | undefined {
     if (result === undefined) {
       this.#ended = true;
       return undefined;

@@ -60,6 +60,9 @@ export interface LinePlot {
   readonly yLabel: string;
 }
 
+/** A line of more points than that is drawn without dots, which would hide it. */
+const MAX_DOTS = 40;
+
 /** Lines with points. */
 export function linePlot({ series, band, xLabel, yLabel }: LinePlot): string {
   const size = { width: 960, height: 340 };
@@ -78,7 +81,7 @@ export function linePlot({ series, band, xLabel, yLabel }: LinePlot): string {
   series.forEach(({ name, points: line }, i) => {
     const path = line.map(([px, py]) => `${fixed(x(px))},${fixed(y(py))}`).join(' ');
     parts.push(`<polyline points="${path}" fill="none" stroke="${color(i + 1)}" stroke-width="2.5"/>`);
-    for (const [px, py] of line) {
+    for (const [px, py] of line.length > MAX_DOTS ? [] : line) {
       const title = `${name}: ${number(py)} at ${number(px)}`;
       parts.push(
         `<circle cx="${fixed(x(px))}" cy="${fixed(y(py))}" r="4" fill="${color(i + 1)}"><title>${escapeHtml(title)}</title></circle>`,

@@ -9,8 +9,8 @@
  * The header has eight int32: `[magic | version, configHash, round, flags, nSamples, nSteps, maxSteps, carryAge]`.
  */
 import { type ErrorDetails, VarlenError, varlenError } from '../errors.js';
+import { seededPermutation } from '../seeded-random.js';
 import type { ProcessGroup } from './process-group.js';
-import { seededPermutation } from './seeded-random.js';
 
 /** Words in a header. */
 export const HEADER_WORDS = 8;

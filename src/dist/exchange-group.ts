@@ -13,9 +13,11 @@ import type {
   FlightEntry,
   ProcessGroup,
   ReduceOp,
+  ReducibleTensor,
 } from './process-group.js';
 import { reduceInto, reduceOps } from './reduce.js';
 import { type CollectiveOp, encodeMessage, findMismatch, SIGNATURE_BYTES } from './signature.js';
+import { stageTensors } from './tensor-stage.js';
 
 /** All ranks' messages of one exchange, in rank order. Ranks of one process may share the object. */
 export interface Arrived {
@@ -24,11 +26,30 @@ export interface Arrived {
   mismatch?: ReturnType<typeof findMismatch> | null;
   /** Outputs that already hold the gathered bytes, by buffer: their byte offsets. */
   filled?: Map<ArrayBufferLike, number>;
+  /** Payload bytes by rank, when one passed the limit and the engine therefore moved none. */
+  readonly refused?: readonly number[];
+}
+
+/** A collective on the arrays themselves, for engines that have an algorithm for it. */
+export interface DirectCall {
+  readonly op: 'allReduce' | 'broadcast' | 'allGather';
+  readonly dtype: number;
+  readonly reduction: number;
+  readonly root: number;
+  /** Of `allGather` only. */
+  readonly input?: CollectiveArray;
+  /** In place but for `allGather`. */
+  readonly output: CollectiveArray;
 }
 
 /** Why a group ended, as every rank is told. */
 export interface GroupFailure {
-  readonly code: 'ERR_VARLEN_DIST_TIMEOUT' | 'ERR_VARLEN_DIST_PEER_LOST' | 'ERR_VARLEN_DIST_ABORTED';
+  readonly code:
+    | 'ERR_VARLEN_DIST_TIMEOUT'
+    | 'ERR_VARLEN_DIST_PEER_LOST'
+    | 'ERR_VARLEN_DIST_ABORTED'
+    | 'ERR_VARLEN_DIST_MISMATCH'
+    | 'ERR_VARLEN_DIST_STORE';
   /** The rank that noticed, or that asked for the end. */
   readonly origin: number;
   /** The exchange that failed, or 0. */
@@ -48,14 +69,24 @@ export interface Transport {
   /**
    * Resolves with all messages of exchange `seq`. Never rejects: what goes wrong, also a passed
    * deadline, is told once through `onFailure` of every rank, and the promise is then forgotten.
+   * No payload may be longer than `maxBytes`, which ranks need not agree about.
    */
-  exchange(seq: number, message: Uint8Array, timeoutMs: number): Promise<Arrived>;
+  exchange(seq: number, message: Uint8Array, timeoutMs: number, maxBytes: number): Promise<Arrived>;
+  /** Payloads above this many bytes go through {@link collective}. */
+  readonly directAbove?: number;
+  /**
+   * Resolves with all signatures, and with the output filled if they are equal. Fails like
+   * {@link exchange}.
+   */
+  collective?(seq: number, signature: Uint8Array, call: DirectCall, timeoutMs: number): Promise<Arrived>;
   /** Ends the group on all ranks; the first failure wins. */
   fail(failure: GroupFailure): void;
   /** Set by the group; called at most once. */
   onFailure: (failure: GroupFailure) => void;
   /** The transport of this rank in a group of `ranks`, made by the parent's exchange `seq`. */
-  subgroup(ranks: readonly number[], seq: number): Transport;
+  subgroup(ranks: readonly number[], seq: number, timeoutMs: number): Transport | Promise<Transport>;
+  /** The group has ended with a failure that every rank knows of; nothing more will be asked. */
+  ended?(): void;
   /** This rank is done. */
   close(): void;
 }
@@ -64,7 +95,9 @@ export interface Transport {
 class Call<T = unknown> {
   readonly op: CollectiveOp;
   readonly seq: number;
-  readonly message: Uint8Array;
+  /** The whole message, or its signature alone while the payload is still to come. */
+  message: Uint8Array;
+  readonly direct: DirectCall | undefined;
   readonly timeoutMs: number;
   readonly request: Request<T>;
   readonly flight: PendingFlight;
@@ -77,6 +110,7 @@ class Call<T = unknown> {
     op: CollectiveOp,
     seq: number,
     message: Uint8Array,
+    direct: DirectCall | undefined,
     timeoutMs: number,
     request: Request<T>,
     flight: PendingFlight,
@@ -86,6 +120,7 @@ class Call<T = unknown> {
     this.op = op;
     this.seq = seq;
     this.message = message;
+    this.direct = direct;
     this.timeoutMs = timeoutMs;
     this.request = request;
     this.flight = flight;
@@ -152,7 +187,9 @@ export class ExchangeGroup implements ProcessGroup {
         bytes: buffer.byteLength,
         buffers: [buffer.buffer],
         payload: this.rank === root ? bytesOf(buffer) : noBytes,
-        read({ messages }) {
+        direct: { op: 'broadcast', dtype, reduction: 0, root, output: buffer },
+        read({ messages }, _, direct) {
+          if (direct) return buffer;
           bytesOf(buffer).set(payloadOf(messages[root]));
           return buffer;
         },
@@ -174,7 +211,9 @@ export class ExchangeGroup implements ProcessGroup {
         bytes: buffer.byteLength,
         buffers: [buffer.buffer],
         payload: bytesOf(buffer),
-        read({ messages }) {
+        direct: { op: 'allReduce', dtype, reduction, root: 0, output: buffer },
+        read({ messages }, _, direct) {
+          if (direct) return buffer;
           reduceInto(buffer, messages.map(payloadOf), op);
           return buffer;
         },
@@ -182,10 +221,34 @@ export class ExchangeGroup implements ProcessGroup {
     });
   }
 
-  allReduceTensors(): Promise<void> {
-    const message = `allReduceTensors: the ${this.backend} engine moves host arrays only; use a gloo or nccl group, or allReduce`;
-    return Promise.reject(
-      varlenError('ERR_VARLEN_UNSUPPORTED', message, { op: 'allReduceTensors', backend: this.backend }),
+  async allReduceTensors(
+    tensors: readonly ReducibleTensor[],
+    op: 'sum' | 'avg',
+    options: CollectiveOptions = {},
+  ): Promise<void> {
+    const stages = stageTensors(tensors, op);
+    // All calls are made before the first one settles: the same numbers on every rank.
+    await Promise.all(
+      stages.map((stage) =>
+        this.#call<void>('allReduceTensors', options, () => {
+          const { host, shapes } = stage;
+          const reduction = reduceOps.indexOf(op);
+          const dtype = checkArray('allReduceTensors', 'tensors', host);
+          return {
+            dtype,
+            reduction,
+            bytes: host.byteLength,
+            tag: shapes,
+            payload: bytesOf(host),
+            fill: async () => (this.backend === 'sim' ? stage.readSync() : stage.read()),
+            direct: { op: 'allReduce', dtype, reduction, root: 0, output: host },
+            read({ messages }, _, direct) {
+              if (!direct) reduceInto(host, messages.map(payloadOf), op);
+              stage.write();
+            },
+          };
+        }),
+      ),
     );
   }
 
@@ -213,7 +276,9 @@ export class ExchangeGroup implements ProcessGroup {
         bytes: input.byteLength,
         buffers: [input.buffer, output.buffer],
         payload: bytesOf(input),
-        read(arrived) {
+        direct: { op: 'allGather', dtype, reduction: 0, root: 0, input, output },
+        read(arrived, _, direct) {
+          if (direct) return output;
           arrived.filled ??= new Map();
           // Ranks of one process may gather into one and the same array: it is written once.
           if (arrived.filled.get(output.buffer) === output.byteOffset) return output;
@@ -248,10 +313,12 @@ export class ExchangeGroup implements ProcessGroup {
       return {
         buffers: [input.buffer],
         payload: input,
-        read: ({ messages }) => {
-          const long = messages.findIndex((message) => payloadOf(message).length > maxBytes);
+        maxBytes,
+        read: ({ messages, refused }) => {
+          const lengths = refused ?? messages.map((message) => payloadOf(message).length);
+          const long = lengths.findIndex((length) => length > maxBytes);
           if (long >= 0) {
-            const message = `allGatherV: rank ${long} sent more than options.maxBytes; got ${payloadOf(messages[long]).length}, expected at most ${maxBytes}`;
+            const message = `allGatherV: rank ${long} sent more than options.maxBytes; got ${lengths[long]}, expected at most ${maxBytes}`;
             throw varlenError('ERR_VARLEN_DIST_MISMATCH', message, { op: 'allGatherV', rank: this.rank });
           }
           return messages.map((message) => payloadOf(message).slice());
@@ -269,7 +336,10 @@ export class ExchangeGroup implements ProcessGroup {
         tag: `subgroup ${ranks.join()}`,
         read: (_, seq) => {
           if (ranks.includes(this.rank)) {
-            return new ExchangeGroup(this.#transport.subgroup(ranks, seq), this.#timeoutMs);
+            const made = this.#transport.subgroup(ranks, seq, options.timeoutMs ?? this.#timeoutMs);
+            return made instanceof Promise
+              ? made.then((transport) => new ExchangeGroup(transport, this.#timeoutMs))
+              : new ExchangeGroup(made, this.#timeoutMs);
           }
           // Not listed: a group of which this rank is no member, closed from the start.
           const outside = new ExchangeGroup(outsider(this.#transport, ranks.length), this.#timeoutMs);
@@ -331,10 +401,14 @@ export class ExchangeGroup implements ProcessGroup {
 
       const seq = ++this.#seq;
       const word = request.tag === undefined ? tag : tag + request.tag;
-      const message = encodeMessage({ op, seq, bytes, dtype, reduction, root, tag: word }, payload);
+      const signature = { op, seq, bytes, dtype, reduction, root, tag: word };
+      const { directAbove = Infinity } = this.#transport;
+      const direct = bytes > directAbove ? request.direct : undefined;
+      const early = direct === undefined && request.fill === undefined;
+      const message = encodeMessage(signature, early ? payload : noBytes);
       for (const buffer of buffers) this.#busy.add(buffer);
       const flight = this.#record(op, seq, payload.length, tag);
-      const call = new Call(op, seq, message, timeoutMs, request, flight, resolve, reject);
+      const call = new Call(op, seq, message, direct, timeoutMs, request, flight, resolve, reject);
       if (signal !== undefined) this.#listen(call as Call, signal);
       this.#calls.push(call as Call);
       if (this.#calls.length === 1) this.#start(call as Call);
@@ -362,7 +436,30 @@ export class ExchangeGroup implements ProcessGroup {
   }
 
   #start(call: Call): void {
-    void this.#transport.exchange(call.seq, call.message, call.timeoutMs).then((arrived) => {
+    const { request } = call;
+    if (request.fill === undefined) {
+      this.#send(call);
+      return;
+    }
+    const { payload = noBytes } = request;
+    request.fill().then(
+      () => {
+        if (this.#state !== 'ready') return;
+        if (call.direct === undefined) call.message = withPayload(call.message, payload);
+        this.#send(call);
+      },
+      (error) => this.#refuse(call, error),
+    );
+  }
+
+  #send(call: Call): void {
+    const { seq, message, direct, timeoutMs, request } = call;
+    const transport = this.#transport;
+    const arriving =
+      direct === undefined
+        ? transport.exchange(seq, message, timeoutMs, request.maxBytes ?? 2 ** 31 - 1)
+        : transport.collective!(seq, message, direct, timeoutMs);
+    void arriving.then((arrived) => {
       if (this.#state !== 'ready') return;
       this.#calls.shift();
       this.#finish(call, arrived);
@@ -373,28 +470,36 @@ export class ExchangeGroup implements ProcessGroup {
   #finish(call: Call, arrived: Arrived): void {
     if (arrived.mismatch === undefined) arrived.mismatch = findMismatch(arrived.messages) ?? null;
     const { mismatch } = arrived;
-    try {
-      if (mismatch !== null) throw this.#mismatchError(call, mismatch.rank, mismatch.calls);
-      const result = call.request.read(arrived, call.seq);
-      this.#settled(call, 'done');
-      call.resolve(result);
-    } catch (error) {
-      // A mismatch is seen by every rank alike; what only this rank refuses, the peers must be told.
-      if (mismatch === null) {
-        const message = `rank ${this.rank} refused the result of ${call.op} #${call.seq}`;
-        const origin = this.rank;
-        this.#transport.fail({
-          code: 'ERR_VARLEN_DIST_ABORTED',
-          origin,
-          seq: call.seq,
-          message,
-          cause: error,
-        });
-      }
+    if (mismatch !== null) {
+      // Every rank sees it alike.
+      const error = this.#mismatchError(call, mismatch.rank, mismatch.calls);
       this.#settled(call, 'failed');
       call.reject(error);
-      this.#end(error as VarlenDistributedError);
+      this.#end(error);
+      this.#transport.ended?.();
+      return;
     }
+    const done = (result: unknown) => {
+      this.#settled(call, 'done');
+      call.resolve(result);
+    };
+    try {
+      const result = call.request.read(arrived, call.seq, call.direct !== undefined);
+      if (result instanceof Promise) result.then(done, (error) => this.#refuse(call, error));
+      else done(result);
+    } catch (error) {
+      this.#refuse(call, error);
+    }
+  }
+
+  /** What only this rank cannot do, the peers must be told. */
+  #refuse(call: Call, error: unknown): void {
+    const message = `rank ${this.rank} failed in ${call.op} #${call.seq}: ${(error as Error).message}`;
+    const origin = this.rank;
+    this.#transport.fail({ code: 'ERR_VARLEN_DIST_ABORTED', origin, seq: call.seq, message, cause: error });
+    this.#settled(call, 'failed');
+    call.reject(error);
+    this.#end(error as VarlenDistributedError);
   }
 
   #mismatchError(call: Call, odd: number, calls: string[]): VarlenDistributedError {
@@ -466,9 +571,15 @@ interface Request<T> {
   readonly tag?: string;
   /** Memory that no other collective of this rank may use meanwhile. */
   readonly buffers?: readonly ArrayBufferLike[];
-  /** Copied before the call returns. */
+  /** Copied before the call returns, unless {@link fill} writes it or the call is direct. */
   readonly payload?: Uint8Array;
-  read(arrived: Arrived, seq: number): T;
+  /** Writes the payload when the call's turn has come. */
+  fill?(): Promise<void>;
+  /** Longest payload this rank takes. */
+  readonly maxBytes?: number;
+  readonly direct?: DirectCall;
+  /** `direct`: the engine has filled the output. */
+  read(arrived: Arrived, seq: number, direct: boolean): T | Promise<T>;
 }
 
 const noBuffers: readonly ArrayBufferLike[] = [];
@@ -493,6 +604,14 @@ const noBytes = new Uint8Array(0);
 
 function bytesOf(array: CollectiveArray): Uint8Array {
   return new Uint8Array(array.buffer as ArrayBuffer, array.byteOffset, array.byteLength);
+}
+
+/** A message of its own memory; a Buffer's might lie in a pool, where arrays have no room to align. */
+function withPayload(signature: Uint8Array, payload: Uint8Array): Uint8Array {
+  const message = new Uint8Array(signature.length + payload.length);
+  message.set(signature);
+  message.set(payload, signature.length);
+  return message;
 }
 
 function payloadOf(message: Uint8Array): Uint8Array {

@@ -17,6 +17,7 @@ export const collectiveOps = [
   'allGather',
   'allGatherV',
   'subgroup',
+  'allReduceTensors',
 ] as const;
 
 /** One of {@link collectiveOps}. */

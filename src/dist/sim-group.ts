@@ -1,11 +1,11 @@
 /** Thousands of ranks in virtual time, with delays, reordered messages and deaths, all from one seed. */
 import { argumentError } from '../errors.js';
+import { SeededRandom } from '../seeded-random.js';
 import { Board } from './board.js';
 import { checkRank, checkTimeout } from './collective-arguments.js';
 import { DEFAULT_TIMEOUT_MS, ExchangeGroup } from './exchange-group.js';
 import { checkWorldSize } from './local-group.js';
 import type { ProcessGroup } from './process-group.js';
-import { SeededRandom } from './seeded-random.js';
 import { VirtualClock } from './virtual-clock.js';
 
 /** What happens to one rank at a virtual time. */

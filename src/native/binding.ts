@@ -34,16 +34,42 @@ export interface NativeTensor {
 
 /** One line per op, the same list as native/addon/ops.h. */
 export type NativeOp =
-  | 'sparsePrefill'
-  | 'sparsePrefillPlan'
-  | 'sparsePrefillCount'
-  | 'sparsePrefillMask'
-  | 'sparsePrefillIndices'
+  | 'adamw'
+  | 'add'
+  | 'crossEntropy'
+  | 'crossEntropyBackward'
+  | 'crossEntropyFromHidden'
+  | 'crossEntropyFromHiddenBackward'
+  | 'embedding'
+  | 'embeddingBackward'
+  | 'gradClip'
+  | 'groupAdvantage'
+  | 'linear'
+  | 'linearBackward'
   | 'mergeAttentionStates'
+  | 'policyLoss'
+  | 'policyLossBackward'
+  | 'policyLossFromHidden'
+  | 'policyLossFromHiddenBackward'
+  | 'policyLossFromLogits'
+  | 'policyLossFromLogitsBackward'
+  | 'rmsNorm'
+  | 'rmsNormBackward'
+  | 'rope'
+  | 'ropeBackward'
+  | 'sampling'
+  | 'sparsePrefill'
+  | 'sparsePrefillCount'
+  | 'sparsePrefillIndices'
+  | 'sparsePrefillMask'
+  | 'sparsePrefillPlan'
+  | 'swiglu'
+  | 'swigluBackward'
   | 'varlenAttention'
-  | 'varlenAttentionBackward';
+  | 'varlenAttentionBackward'
+  | 'writeRows';
 
-type Kind = 'tensor' | 'ints' | 'floats' | 'integer' | 'number' | 'flag' | 'output';
+type Kind = 'tensor' | 'tensors' | 'ints' | 'floats' | 'integer' | 'number' | 'flag' | 'output';
 
 interface OpDescription {
   readonly name: NativeOp;
@@ -84,6 +110,7 @@ interface Addon {
   release(): number;
   convert(): number;
   accumulate(): number;
+  assign(): number;
   read(target: TypedArray): number;
   memory(): number;
   info(): NativeInfo;
@@ -99,6 +126,8 @@ interface Addon {
 /** What the native side knows about this machine. */
 export interface NativeInfo {
   readonly isa: string;
+  /** Why VARLEN_CPU_ISA was not followed; empty if it was, or is not set. */
+  readonly isaNote: string;
   readonly cudaProblem: string;
   readonly cudaReason: string;
   readonly runtimeVersion: number;
@@ -212,7 +241,7 @@ function handleOf(op: string, argument: string, value: unknown): number {
 
 /**
  * Calls a device op: checks JavaScript types, enqueues it on `stream`, and returns its new outputs in
- * order, `undefined` for those the caller brought. `spelling` maps an argument's native name to the one
+ * order, `undefined` for those the caller brought or did not ask for. `spelling` maps an argument's native name to the one
  * the caller used, for errors.
  */
 export function call(
@@ -268,6 +297,11 @@ export function call(
         } else {
           throw wrongType(name, argument, value, `${hostArrays[kind].name} or Tensor`);
         }
+        break;
+      case 'tensors':
+        if (!Array.isArray(value)) throw wrongType(name, argument, value, 'an array of Tensors');
+        slot = value.length;
+        arrays.push(Float64Array.from(value, (tensor, at) => handleOf(name, `${argument}[${at}]`, tensor)));
         break;
       case 'output':
         outputs++;
@@ -353,6 +387,14 @@ export function accumulate(target: number, source: number): void {
   args[1] = target;
   args[2] = source;
   check(addon.accumulate());
+}
+
+/** `target = source` in the target's element type, on the stream that wrote the target. */
+export function assign(target: number, source: number): void {
+  const { addon, args } = binding();
+  args[1] = target;
+  args[2] = source;
+  check(addon.assign());
 }
 
 /** Fills `target` with a tensor's elements once the stream that writes them reaches this point. */

@@ -115,10 +115,29 @@ function reachable(last: TapeNode): TapeNode[] {
   return [...seen].sort((a, b) => b.order - a.order);
 }
 
-/** `sum += gradient`, consuming `gradient`. The order of the additions is the order of the walk. */
-function add(sum: Tensor, gradient: Tensor): void {
-  accumulate(sum.handle, gradient.handle);
+/** Gradients that name the same memory as another one, which may not be added to. */
+const shared = new WeakSet<Tensor>();
+
+/** The one gradient that two inputs have, twice, for an op's backward to return; `gradient` stays the caller's. */
+export function shareGradient(gradient: Tensor): [first: Tensor, second: Tensor] {
+  const pair: [Tensor, Tensor] = [gradient.alias(), gradient.alias()];
+  for (const one of pair) shared.add(one);
+  return pair;
+}
+
+/** Another view of a gradient, for an op's backward to return in its place. */
+export function passOn(gradient: Tensor, view: Tensor): Tensor {
+  if (shared.has(gradient)) shared.add(view);
+  return view;
+}
+
+/** `sum + gradient`, consuming both. The order of the additions is the order of the walk. */
+function add(sum: Tensor, gradient: Tensor): Tensor {
+  const own = shared.has(sum) ? sum.copy() : sum;
+  accumulate(own.handle, gradient.handle);
   gradient.dispose();
+  if (own !== sum) sum.dispose();
+  return own;
 }
 
 /** Parameters keep their gradient in float32 whatever their own element type. */
@@ -126,8 +145,9 @@ function addToLeaf(leaf: Tensor, gradient: Tensor): void {
   if (leaf.disposed) {
     gradient.dispose();
   } else if (leaf.grad !== null && !leaf.grad.disposed) {
-    add(leaf.grad, gradient);
-  } else if (gradient.dtype === 'float32') {
+    accumulate(leaf.grad.handle, gradient.handle);
+    gradient.dispose();
+  } else if (gradient.dtype === 'float32' && !shared.has(gradient)) {
     leaf.grad = gradient.outlive();
   } else {
     leaf.grad = gradient.copy('float32').outlive();
@@ -175,8 +195,7 @@ export function backward(op: string, last: Tensor, gradient: () => Tensor, retai
       gradients.set(edge.node, slots);
     }
     const sum = slots[edge.output];
-    if (sum === undefined) slots[edge.output] = value;
-    else add(sum, value);
+    slots[edge.output] = sum === undefined ? value : add(sum, value);
   };
   const before = setRecording(false);
   const walk = (): void => {

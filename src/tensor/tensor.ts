@@ -14,7 +14,7 @@ import {
 } from './dtype.js';
 import { abandon, adopt, adoptAsOurs, debug } from './lifetime.js';
 import { Stream } from './stream.js';
-import { backward, dropNode, isTracked, record, refuseTracked, type TapeNode } from './tape.js';
+import { backward, dropNode, isTracked, passOn, record, refuseTracked, type TapeNode } from './tape.js';
 import { readTensorLike, type TensorLike } from './tensor-like.js';
 
 /** Options of {@link Tensor.from}. */
@@ -272,7 +272,7 @@ export class Tensor extends native.HandleOwner implements Disposable {
     const result = new Tensor(native.view(this.#live('Tensor.view'), dims), this.device);
     if (isTracked([this])) {
       const { shape: own } = this;
-      record('Tensor.view', [this], [result], [], ([gradient]) => [gradient?.view(own)]);
+      record('Tensor.view', [this], [result], [], ([gradient]) => [passOn(gradient!, gradient!.view(own))]);
     }
     return result;
   }

@@ -11,7 +11,7 @@ import {
   stepOrder,
   sumSteps,
 } from '../../src/dist/align.js';
-import { SeededRandom, seededPermutation } from '../../src/dist/seeded-random.js';
+import { SeededRandom, seededPermutation } from '../../src/seeded-random.js';
 import { miniGroups } from '../support/mini-group.js';
 import { numRuns } from '../support/num-runs.js';
 import { rejected, thrown } from '../support/thrown.js';

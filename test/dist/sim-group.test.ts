@@ -1,9 +1,9 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { localGroups } from '../../src/dist/local-group.js';
-import { SeededRandom } from '../../src/dist/seeded-random.js';
 import { type SimFault, simGroups } from '../../src/dist/sim-group.js';
 import { VirtualClock } from '../../src/dist/virtual-clock.js';
+import { SeededRandom } from '../../src/seeded-random.js';
 import { type CountedEnd, countedEpoch } from '../support/counted-run.js';
 import { numRuns, runTimeout } from '../support/num-runs.js';
 

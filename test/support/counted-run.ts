@@ -10,8 +10,8 @@ import {
   type RoundDecision,
 } from '../../src/dist/align.js';
 import type { ProcessGroup } from '../../src/dist/process-group.js';
-import { SeededRandom } from '../../src/dist/seeded-random.js';
 import type { VirtualClock } from '../../src/dist/virtual-clock.js';
+import { SeededRandom } from '../../src/seeded-random.js';
 
 /** What one rank did. */
 export interface CountedEnd {

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { Event, Stream, Tensor, VarlenError, varlenAttention } from '../../src/index.js';
+import { Event, Stream, scope, Tensor, VarlenError, varlenAttention } from '../../src/index.js';
 import { failing } from '../support/failing.js';
 import { rejected, thrown } from '../support/thrown.js';
 
@@ -99,6 +99,22 @@ describe('work on two streams', () => {
       using read = made.to('float64', { stream: consumer });
       using back = read.to('int32', { stream: Stream.of('cpu') });
       expect(await back.data()).toEqual(Int32Array.of(1, 2, 3, 4));
+    }
+  });
+
+  test('waits by itself for the inputs and the output of an op', async () => {
+    using producer = new Stream('cpu');
+    const cuSeqlens = Int32Array.of(0, 4);
+    using first = Tensor.from(VALUES, { shape: [4, 1, 1] });
+    const expected = await varlenAttention(first, first, first, { cuSeqlens }).out.data();
+    for (let i = 0; i < 10; i++) {
+      scope(() => {
+        const q = late(producer).view([4, 1, 1]);
+        expect(varlenAttention(q, q, q, { cuSeqlens }).out.dataSync()).toEqual(expected);
+        const out = late(producer).view([4, 1, 1]); // written twice: first there, then here
+        varlenAttention(first, first, first, { cuSeqlens, out });
+        expect(out.dataSync()).toEqual(expected);
+      });
     }
   });
 

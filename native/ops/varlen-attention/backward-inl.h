@@ -22,7 +22,9 @@ HWY_BEFORE_NAMESPACE();
 namespace varlen::varlen_attention {
 namespace HWY_NAMESPACE {
 
-template <class T>
+// `Units`: what one step of the products multiplies (gemm-inl.h). With units of two bfloat16, P and
+// dU are rounded to bfloat16 for the products that they enter, as on a GPU.
+template <class T, class Units>
 class BackwardBlock {
  public:
   static constexpr int kExpDegree = std::is_same_v<T, float> ? 6 : 5;
@@ -38,33 +40,41 @@ class BackwardBlock {
         dim_(problem.head_dim),
         stride_(RoundUp(dim_, kLanes)),
         columns_(RoundUp(dim_, kPanel)),
+        depth_(UnitsFor<Units>(dim_)),
+        depth_stride_(RoundUp(depth_, kLanes)),
         dq_sum_(dq_sum),
         progress_(progress),
         failed_(failed),
-        memory_(4 * Workspace::BytesFor<float>(kKeyBlock * stride_) +
-                Workspace::BytesFor<float>(kKeyBlock * columns_) +
-                4 * Workspace::BytesFor<float>(kRowBlock * columns_) +
-                Workspace::BytesFor<float>(kPanel * stride_) +
-                2 * Workspace::BytesFor<float>(kKeyBlock * kRowBlock) +
+        memory_(2 * Workspace::BytesFor<float>(kKeyBlock * depth_stride_) +
+                2 * Workspace::BytesFor<float>(kKeyBlock * stride_) +
+                Workspace::BytesFor<float>(kKeyUnits * columns_) +
+                2 * Workspace::BytesFor<float>(kRowUnits * columns_) +
+                2 * Workspace::BytesFor<float>(kRowBlock * depth_stride_) +
+                Workspace::BytesFor<float>(kPanel * depth_stride_) +
+                2 * Workspace::BytesFor<float>(kKeyBlock * kScoreStride) +
+                (kPaired ? 3 : 0) * Workspace::BytesFor<float>(kKeyBlock * kRowUnits) +
                 2 * Workspace::BytesFor<float>(kRowBlock) + RowInfo::BytesFor(kRowBlock)),
-        k_rows_(memory_.Take<float>(kKeyBlock * stride_)),
-        v_rows_(memory_.Take<float>(kKeyBlock * stride_)),
+        k_rows_(memory_.Take<float>(kKeyBlock * depth_stride_)),
+        v_rows_(memory_.Take<float>(kKeyBlock * depth_stride_)),
         dk_(memory_.Take<float>(kKeyBlock * stride_)),
         dv_(memory_.Take<float>(kKeyBlock * stride_)),
-        k_panels_(memory_.Take<float>(kKeyBlock * columns_)),
-        q_panels_(memory_.Take<float>(kRowBlock * columns_)),
-        q_transposed_(memory_.Take<float>(kRowBlock * columns_)),
-        d_out_panels_(memory_.Take<float>(kRowBlock * columns_)),
-        d_out_transposed_(memory_.Take<float>(kRowBlock * columns_)),
-        staged_(memory_.Take<float>(kPanel * stride_)),
-        weights_(memory_.Take<float>(kKeyBlock * kRowBlock)),
-        d_scores_(memory_.Take<float>(kKeyBlock * kRowBlock)),
+        k_panels_(memory_.Take<float>(kKeyUnits * columns_)),
+        q_panels_(memory_.Take<float>(kRowUnits * columns_)),
+        q_transposed_(memory_.Take<float>(kRowBlock * depth_stride_)),
+        d_out_panels_(memory_.Take<float>(kRowUnits * columns_)),
+        d_out_transposed_(memory_.Take<float>(kRowBlock * depth_stride_)),
+        staged_(memory_.Take<float>(kPanel * depth_stride_)),
+        weights_(memory_.Take<float>(kKeyBlock * kScoreStride)),
+        d_scores_(memory_.Take<float>(kKeyBlock * kScoreStride)),
+        weight_rows_(kPaired ? memory_.Take<float>(kKeyBlock * kRowUnits) : weights_),
+        d_score_rows_(kPaired ? memory_.Take<float>(kKeyBlock * kRowUnits) : d_scores_),
+        d_score_keys_(kPaired ? memory_.Take<float>(kKeyUnits * kRowBlock) : d_scores_),
         lse_log2_(memory_.Take<float>(kRowBlock)),
         delta_(memory_.Take<float>(kRowBlock)),
         info_(memory_, kRowBlock) {
     std::fill_n(dk_, kKeyBlock * stride_, 0.0f);
     std::fill_n(dv_, kKeyBlock * stride_, 0.0f);
-    std::fill_n(staged_, kPanel * stride_, 0.0f);
+    std::fill_n(staged_, kPanel * depth_stride_, 0.0f);
   }
 
   void Run() {
@@ -78,15 +88,25 @@ class BackwardBlock {
   }
 
  private:
+  static constexpr bool kPaired = Units::kPerUnit == 2;
+  static constexpr int64_t kKeyUnits = kKeyBlock / Units::kPerUnit;
+  static constexpr int64_t kRowUnits = kRowBlock / Units::kPerUnit;
+  // Scores are kept in float32 for the whole row block, or, if they are rounded to units of their
+  // own, for one panel at a time.
+  static constexpr int64_t kScoreStride = kPaired ? kPanel : kRowBlock;
+
   void PackKeys() {
-    for (int64_t j = keys_.begin; j < keys_.end; ++j) {
-      const int64_t row = problem_.sequence.k_begin + j, at = j - keys_.begin;
-      const T* k = ElementAt<T>(params_.k, row, problem_.kv_head);
-      WidenRow(k, dim_, 1.0f, k_rows_ + at * stride_, stride_);
-      WidenRowToPanels(k, dim_, k_panels_, kKeyBlock, at);
-      WidenRow(ElementAt<T>(params_.v, row, problem_.kv_head), dim_, 1.0f, v_rows_ + at * stride_,
-               stride_);
+    const int64_t count = keys_.end - keys_.begin;
+    const int64_t first = problem_.sequence.k_begin + keys_.begin;
+    const auto key = [&](int64_t j) {
+      return ElementAt<T>(params_.k, first + j, problem_.kv_head);
+    };
+    for (int64_t j = 0; j < count; ++j) {
+      PackRow<Units>(key(j), dim_, k_rows_ + j * depth_stride_, depth_stride_);
+      PackRow<Units>(ElementAt<T>(params_.v, first + j, problem_.kv_head), dim_,
+                     v_rows_ + j * depth_stride_, depth_stride_);
     }
+    PackRowsToPanels<Units>(count, key, dim_, k_panels_, kKeyUnits);
   }
 
   void StoreKeys() {
@@ -130,26 +150,32 @@ class BackwardBlock {
   }
 
   void PackRows() {
+    const auto row_of = [&](const Tensor& tensor) {
+      return [&](int64_t r) {
+        const int64_t row = row_begin_ + r;
+        return ElementAt<T>(tensor, problem_.QueryRow(row), problem_.HeadOf(row));
+      };
+    };
+    const auto q = row_of(params_.q), d_out = row_of(params_.d_out);
+    PackRowsToPanels<Units>(rows_, q, dim_, q_panels_, kRowUnits);
+    PackRowsToPanels<Units>(rows_, d_out, dim_, d_out_panels_, kRowUnits);
     for (int64_t first = 0; first < rows_; first += kPanel) {
       const int64_t count = std::min(kPanel, rows_ - first);
-      for (int64_t r = 0; r < count; ++r) {
-        const int64_t row = row_begin_ + first + r;
-        const int64_t packed = problem_.QueryRow(row), head = problem_.HeadOf(row);
-        const T* q = ElementAt<T>(params_.q, packed, head);
-        WidenRowToPanels(q, dim_, q_panels_, kRowBlock, first + r);
-        WidenRow(q, dim_, problem_.query_scale(), staged_ + r * stride_, stride_);
+      // The second half of a last unit of one row: a zero row, whose P and dU are zero.
+      if (kPaired && count % 2 == 1) {
+        std::fill_n(staged_ + count * depth_stride_, depth_stride_, 0.0f);
       }
-      TransposeToPanel(staged_, stride_, RoundUp(dim_, 4), count, q_transposed_ + first * stride_);
       for (int64_t r = 0; r < count; ++r) {
-        const int64_t row = row_begin_ + first + r;
-        const int64_t packed = problem_.QueryRow(row), head = problem_.HeadOf(row);
-        const T* d_out = ElementAt<T>(params_.d_out, packed, head);
-        WidenRowToPanels(d_out, dim_, d_out_panels_, kRowBlock, first + r);
-        WidenRow(d_out, dim_, 1.0f, staged_ + r * stride_, stride_);
-        PackRowScalars(first + r, packed, head, staged_ + r * stride_);
+        PackQueryRow<Units>(problem_, q(first + r), staged_ + r * depth_stride_, depth_stride_);
       }
-      TransposeToPanel(staged_, stride_, RoundUp(dim_, 4), count,
-                       d_out_transposed_ + first * stride_);
+      TransposeToPanel(staged_, depth_stride_, RoundUp(depth_, 4), count,
+                       q_transposed_ + first * depth_stride_);
+      for (int64_t r = 0; r < count; ++r) {
+        PackRow<Units>(d_out(first + r), dim_, staged_ + r * depth_stride_, depth_stride_);
+        PackRowScalars(first + r, d_out(first + r));
+      }
+      TransposeToPanel(staged_, depth_stride_, RoundUp(depth_, 4), count,
+                       d_out_transposed_ + first * depth_stride_);
     }
     const int64_t padded = RoundUp(rows_, kPanel);
     std::fill(lse_log2_ + rows_, lse_log2_ + padded, kInfinity);
@@ -158,8 +184,10 @@ class BackwardBlock {
 
   // lse in base 2, and delta = dout . out - dlse. A row that keeps no key has P = 0 everywhere:
   // its lse is never used unmasked, and +inf makes the weight 0 in any case.
-  void PackRowScalars(int64_t r, int64_t packed, int64_t head, const float* d_out) {
+  void PackRowScalars(int64_t r, const T* d_out) {
     const Floats d;
+    const int64_t packed = problem_.QueryRow(row_begin_ + r);
+    const int64_t head = problem_.HeadOf(row_begin_ + r);
     const int64_t index = head * params_.q.shape[0] + packed;
     const float lse = params_.softmax_lse.template data<float>()[index];
     lse_log2_[r] = lse == -kInfinity ? kInfinity : lse * kLog2E;
@@ -167,18 +195,18 @@ class BackwardBlock {
     Vector sum = hn::Zero(d);
     int64_t i = 0;
     for (; i + kLanes <= dim_; i += kLanes) {
-      sum = hn::MulAdd(hn::LoadU(d, d_out + i), LoadAsFloat(out + i), sum);
+      sum = hn::MulAdd(LoadAsFloat(d_out + i), LoadAsFloat(out + i), sum);
     }
-    if (i < dim_) sum = hn::MulAdd(hn::LoadU(d, d_out + i), LoadFirst(out + i, dim_ - i), sum);
+    if (i < dim_) {
+      sum = hn::MulAdd(LoadFirst(d_out + i, dim_ - i), LoadFirst(out + i, dim_ - i), sum);
+    }
     const float d_lse = params_.d_lse ? params_.d_lse.template data<float>()[index] : 0.0f;
     delta_[r] = hn::GetLane(hn::SumOfLanes(d, sum)) - d_lse;
   }
 
-  // P and dU of one panel of rows into weights_ and d_scores_, [key][row of block]; zeros for the
-  // keys of the block that no row of the panel keeps.
+  // P and dU of one panel of rows; zeros for the keys of the block that no row of the panel keeps.
   template <int kVectors>
   void Differentiate(int64_t first) {
-    const Floats d;
     const int64_t last = std::min(first + kPanel, rows_);
     KeyRange live = info_.Hull(first, last, keys_);
     if (!live.empty() && problem_.tree() != nullptr &&
@@ -186,20 +214,24 @@ class BackwardBlock {
       live.end = live.begin;
     }
     if (live.empty()) live = {keys_.begin, keys_.begin};
-    ClearKeys<kVectors>(first, {keys_.begin, live.begin});
-    ClearKeys<kVectors>(first, {live.end, keys_.end});
-    if (live.empty()) return;
 
+    // Row j: key j of the sequence.
+    const int64_t column = kPaired ? 0 : first;
+    float* weights = weights_ - keys_.begin * kScoreStride + column;
+    float* d_scores = d_scores_ - keys_.begin * kScoreStride + column;
     const int64_t skipped = live.begin - keys_.begin, count = live.end - live.begin;
-    float* weights = weights_ + skipped * kRowBlock + first;
-    float* d_scores = d_scores_ + skipped * kRowBlock + first;
-    MultiplyPanel<Order::kRows>(count, dim_, k_rows_ + skipped * stride_, stride_,
-                                q_transposed_ + first * stride_, kVectors * kLanes,
-                                StoreTile{weights, kRowBlock});
-    MultiplyPanel<Order::kRows>(count, dim_, v_rows_ + skipped * stride_, stride_,
-                                d_out_transposed_ + first * stride_, kVectors * kLanes,
-                                StoreTile{d_scores, kRowBlock});
+    if (count > 0) {
+      MultiplyPanel<Order::kRows, Units>(
+          count, depth_, k_rows_ + skipped * depth_stride_, depth_stride_,
+          q_transposed_ + first * depth_stride_, kVectors * kLanes,
+          ScoreTile<Units>(problem_, weights + live.begin * kScoreStride, kScoreStride));
+      MultiplyPanel<Order::kRows, Units>(
+          count, depth_, v_rows_ + skipped * depth_stride_, depth_stride_,
+          d_out_transposed_ + first * depth_stride_, kVectors * kLanes,
+          StoreTile{d_scores + live.begin * kScoreStride, kScoreStride});
+    }
 
+    const Floats d;
     const PanelRows<kVectors> rows(problem_, info_, first);
     const KeyRange plain = PlainKeys(problem_, info_, first, first + kVectors * kLanes, live);
     Vector lse[kVectors], delta[kVectors];
@@ -207,11 +239,19 @@ class BackwardBlock {
       lse[v] = hn::LoadU(d, lse_log2_ + first + v * kLanes);
       delta[v] = hn::LoadU(d, delta_ + first + v * kLanes);
     }
+    const auto clear = [&](int64_t begin, int64_t end) HWY_ATTR {
+      for (int64_t j = begin; j < end; ++j) {
+        for (int v = 0; v < kVectors; ++v) {
+          hn::Store(hn::Zero(d), d, weights + j * kScoreStride + v * kLanes);
+          hn::Store(hn::Zero(d), d, d_scores + j * kScoreStride + v * kLanes);
+        }
+      }
+    };
     const auto masked = [&](int64_t begin, int64_t end) HWY_ATTR {
       for (int64_t j = begin; j < end; ++j) {
         for (int v = 0; v < kVectors; ++v) {
-          float* p = weights_ + (j - keys_.begin) * kRowBlock + first + v * kLanes;
-          float* ds = d_scores_ + (j - keys_.begin) * kRowBlock + first + v * kLanes;
+          float* p = weights + j * kScoreStride + v * kLanes;
+          float* ds = d_scores + j * kScoreStride + v * kLanes;
           const auto keep = rows.Keep(v, j);
           Vector tanh = hn::Zero(d);
           const Vector score = rows.Score(v, j, hn::Load(d, p), &tanh);
@@ -224,27 +264,45 @@ class BackwardBlock {
         }
       }
     };
+    clear(keys_.begin, live.begin);
     masked(live.begin, plain.begin);
     for (int64_t j = plain.begin; j < plain.end; ++j) {
       for (int v = 0; v < kVectors; ++v) {
-        float* p = weights_ + (j - keys_.begin) * kRowBlock + first + v * kLanes;
-        float* ds = d_scores_ + (j - keys_.begin) * kRowBlock + first + v * kLanes;
+        float* p = weights + j * kScoreStride + v * kLanes;
+        float* ds = d_scores + j * kScoreStride + v * kLanes;
         const Vector weight = Exp2<kExpDegree>(hn::Sub(hn::Load(d, p), lse[v]));
         hn::Store(weight, d, p);
         hn::Store(hn::Mul(weight, hn::Sub(hn::Load(d, ds), delta[v])), d, ds);
       }
     }
     masked(plain.end, live.end);
+    clear(live.end, keys_.end);
+    if constexpr (kPaired) RoundScores<kVectors>(first);
   }
 
+  // The panel's P and dU as the units of the products that follow: of rows for dv and dk, of keys
+  // for dq.
   template <int kVectors>
-  void ClearKeys(int64_t first, KeyRange keys) {
+  void RoundScores(int64_t first) {
     const Floats d;
-    for (int64_t j = keys.begin; j < keys.end; ++j) {
+    const int64_t count = keys_.end - keys_.begin;
+    const auto load = [&](const float* scores, int64_t j, int v) HWY_ATTR {
+      return v < kVectors && j < count ? hn::Load(d, scores + j * kScoreStride + v * kLanes)
+                                       : hn::Zero(d);
+    };
+    for (int64_t j = 0; j < count; j += 2) {
+      Vector d_score[2][2];
+      for (int64_t k = 0; k < 2; ++k) {
+        for (int v = 0; v < 2; ++v) d_score[k][v] = load(d_scores_, j + k, v);
+        if (j + k == count) continue;
+        const int64_t at = (j + k) * kRowUnits + first / 2;
+        hn::Store(Units::Join(load(weights_, j + k, 0), load(weights_, j + k, 1)), d,
+                  weight_rows_ + at);
+        hn::Store(Units::Join(d_score[k][0], d_score[k][1]), d, d_score_rows_ + at);
+      }
       for (int v = 0; v < kVectors; ++v) {
-        const int64_t at = (j - keys_.begin) * kRowBlock + first + v * kLanes;
-        hn::Store(hn::Zero(d), d, weights_ + at);
-        hn::Store(hn::Zero(d), d, d_scores_ + at);
+        hn::Store(Units::Zip(d_score[0][v], d_score[1][v]), d,
+                  d_score_keys_ + j / 2 * kRowBlock + first + v * kLanes);
       }
     }
   }
@@ -259,16 +317,18 @@ class BackwardBlock {
       while (row_begin < rows_ && info_.key_end[row_begin] <= keys_.begin + begin) ++row_begin;
       while (row_end < rows_ && info_.key_begin[row_end] < keys_.begin + end) ++row_end;
       if (row_begin >= row_end) continue;
+      const int64_t first = row_begin / Units::kPerUnit;
+      const int64_t depth = UnitsFor<Units>(row_end) - first;
       for (int64_t c = 0; c < dim_; c += kPanel) {
         const int64_t columns = std::min(kPanel, dim_ - c);
-        const int64_t a = begin * kRowBlock + row_begin;
-        const int64_t b = c * kRowBlock + row_begin * kPanel;
-        MultiplyPanel<Order::kRows>(end - begin, row_end - row_begin, weights_ + a, kRowBlock,
-                                    d_out_panels_ + b, columns,
-                                    AddTile{dv_ + begin * stride_ + c, stride_});
-        MultiplyPanel<Order::kRows>(end - begin, row_end - row_begin, d_scores_ + a, kRowBlock,
-                                    q_panels_ + b, columns,
-                                    AddTile{dk_ + begin * stride_ + c, stride_});
+        const int64_t a = begin * kRowUnits + first;
+        const int64_t b = c * kRowUnits + first * kPanel;
+        MultiplyPanel<Order::kRows, Units>(end - begin, depth, weight_rows_ + a, kRowUnits,
+                                           d_out_panels_ + b, columns,
+                                           AddTile{dv_ + begin * stride_ + c, stride_});
+        MultiplyPanel<Order::kRows, Units>(end - begin, depth, d_score_rows_ + a, kRowUnits,
+                                           q_panels_ + b, columns,
+                                           AddTile{dk_ + begin * stride_ + c, stride_});
       }
     }
   }
@@ -282,11 +342,12 @@ class BackwardBlock {
       const int64_t begin = rows_ * t / tiles, end = rows_ * (t + 1) / tiles;
       const KeyRange keys = info_.Hull(begin, end, keys_);
       if (keys.empty()) continue;
-      const int64_t skipped = keys.begin - keys_.begin;
+      const int64_t skipped = (keys.begin - keys_.begin) / Units::kPerUnit;
+      const int64_t depth = UnitsFor<Units>(keys.end - keys_.begin) - skipped;
       for (int64_t c = 0; c < dim_; c += kPanel) {
-        MultiplyPanel<Order::kColumns>(
-            end - begin, keys.end - keys.begin, d_scores_ + skipped * kRowBlock + begin, kRowBlock,
-            k_panels_ + c * kKeyBlock + skipped * kPanel, std::min(kPanel, dim_ - c),
+        MultiplyPanel<Order::kColumns, Units>(
+            end - begin, depth, d_score_keys_ + skipped * kRowBlock + begin, kRowBlock,
+            k_panels_ + c * kKeyUnits + skipped * kPanel, std::min(kPanel, dim_ - c),
             AddTile{dq + begin * stride_ + c, stride_});
       }
     }
@@ -314,18 +375,21 @@ class BackwardBlock {
   int64_t key_block_;
   KeyRange keys_;
   int64_t dim_, stride_, columns_;
+  int64_t depth_, depth_stride_;  // units of dim
   float* dq_sum_;
   std::atomic<int32_t>* progress_;
   const std::atomic<bool>& failed_;
   Workspace memory_;
-  float *k_rows_, *v_rows_;          // [kKeyBlock][stride]
+  float *k_rows_, *v_rows_;          // [kKeyBlock][depth_stride]
   float *dk_, *dv_;                  // [kKeyBlock][stride]
-  float* k_panels_;                  // [panels of dim][kKeyBlock][kPanel]
-  float *q_panels_, *q_transposed_;  // [panels of dim][kRowBlock][kPanel], [panels][d][kPanel]
+  float* k_panels_;                  // [panels of dim][kKeyUnits][kPanel]
+  float *q_panels_, *q_transposed_;  // [panels of dim][kRowUnits][kPanel], [panels][d][kPanel]
   float *d_out_panels_, *d_out_transposed_;
-  float* staged_;               // [kPanel][stride]
-  float *weights_, *d_scores_;  // [kKeyBlock][kRowBlock]
-  float *lse_log2_, *delta_;    // [kRowBlock]
+  float* staged_;                       // [kPanel][depth_stride]
+  float *weights_, *d_scores_;          // [kKeyBlock][kScoreStride]
+  float *weight_rows_, *d_score_rows_;  // [kKeyBlock][kRowUnits]
+  float* d_score_keys_;                 // [kKeyUnits][kRowBlock]
+  float *lse_log2_, *delta_;            // [kRowBlock]
   RowInfo info_;
   int64_t row_begin_ = 0, rows_ = 0;  // the current row block
 };

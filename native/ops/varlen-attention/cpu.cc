@@ -92,7 +92,7 @@ void MergeSplits(const Forward& params, const Problem& problem, const MergeTask&
   }
 }
 
-template <class T>
+template <class T, class Units>
 Status Attend(const Forward& params) {
   const Rows rows = RowsOf(params.options, params.q.shape[0], params.k.shape[0]);
   const ForwardPlan plan = PlanForward(params, rows);
@@ -117,7 +117,7 @@ Status Attend(const Forward& params) {
         }
         const ForwardTask& task = plan.tasks[static_cast<size_t>(piece)];
         const Problem problem = ProblemOf(params, rows, task.sequence, task.kv_head);
-        ForwardBlock<T> block(params, problem, task.row_begin, task.rows);
+        ForwardBlock<T, Units> block(params, problem, task.row_begin, task.rows);
         const int64_t splits = task.partial < 0 ? 1
                                                 : SplitsOf(problem.sequence, problem.group,
                                                            params.k.shape[1], params.num_splits);
@@ -142,7 +142,7 @@ Status Attend(const Forward& params) {
   });
 }
 
-template <class T>
+template <class T, class Units>
 Status Differentiate(const Backward& params) {
   const Rows rows = RowsOf(params.options, params.q.shape[0], params.k.shape[0]);
   const BackwardPlan plan = PlanBackward(params, rows);
@@ -170,7 +170,7 @@ Status Differentiate(const Backward& params) {
       auto* counters =
           progress + plan.first_row_block[b] + task.kv_head * problem.sequence.RowBlocks(group);
       try {
-        BackwardBlock<T>(params, problem, task.key_block, dq, counters, failed).Run();
+        BackwardBlock<T, Units>(params, problem, task.key_block, dq, counters, failed).Run();
       } catch (...) {
         failed.store(true);  // those who wait for this task stop waiting
         throw;
@@ -194,12 +194,23 @@ Status Differentiate(const Backward& params) {
 }
 
 Status RunForward(const Forward& params) {
+#if HWY_TARGET == HWY_AVX3
+  if (params.q.dtype == DType::kBF16 && ActiveIsa() == Isa::kAvx512Bf16) {
+    return Attend<bfloat16, Bfloat16Units>(params);
+  }
+#endif
   return DispatchDType<float, bfloat16, half>(
-      params.q.dtype, "q", [&]<class Scalar>() { return Attend<Scalar>(params); });
+      params.q.dtype, "q", [&]<class Scalar>() { return Attend<Scalar, FloatUnits>(params); });
 }
 Status RunBackward(const Backward& params) {
-  return DispatchDType<float, bfloat16, half>(
-      params.q.dtype, "q", [&]<class Scalar>() { return Differentiate<Scalar>(params); });
+#if HWY_TARGET == HWY_AVX3
+  if (params.q.dtype == DType::kBF16 && ActiveIsa() == Isa::kAvx512Bf16) {
+    return Differentiate<bfloat16, Bfloat16Units>(params);
+  }
+#endif
+  return DispatchDType<float, bfloat16, half>(params.q.dtype, "q", [&]<class Scalar>() {
+    return Differentiate<Scalar, FloatUnits>(params);
+  });
 }
 
 }  // namespace HWY_NAMESPACE

@@ -24,7 +24,9 @@ struct Gathered {
   int64_t stride;  // of out
 };
 
-template <class T>
+// `Units`: what one step of the products multiplies (gemm-inl.h). With units of two bfloat16 the
+// weights are rounded to bfloat16 for the second product, as on a GPU; their sums are not.
+template <class T, class Units>
 class ForwardBlock {
  public:
   // bf16 and f16 round far more than degree 5 does.
@@ -38,20 +40,22 @@ class ForwardBlock {
         panels_(NumPanels(rows)),
         dim_(problem.head_dim),
         stride_(RoundUp(dim_, kLanes)),
+        depth_(UnitsFor<Units>(dim_)),
+        depth_stride_(RoundUp(depth_, kLanes)),
         memory_(RowInfo::BytesFor(panels_ * kPanel) +
-                Workspace::BytesFor<float>(panels_ * kPanel * stride_) +         // query panels
+                Workspace::BytesFor<float>(panels_ * kPanel * depth_stride_) +   // query panels
                 2 * Workspace::BytesFor<float>(panels_ * kPanel) +               // max, sum
                 Workspace::BytesFor<float>(panels_ * kPanel * stride_) +         // out
-                Workspace::BytesFor<float>(kKeyBlock * stride_) +                // keys
-                Workspace::BytesFor<float>(kKeyBlock * RoundUp(dim_, kPanel)) +  // values
+                Workspace::BytesFor<float>(kKeyBlock * depth_stride_) +          // keys
+                Workspace::BytesFor<float>(kKeyUnits * RoundUp(dim_, kPanel)) +  // values
                 Workspace::BytesFor<float>(kKeyBlock * kPanel) +                 // weights
                 Workspace::BytesFor<float>(kPanel)),                             // rescale
         info_(memory_, panels_ * kPanel),
-        queries_(memory_.Take<float>(panels_ * kPanel * stride_)),
+        queries_(memory_.Take<float>(panels_ * kPanel * depth_stride_)),
         gathered_{memory_.Take<float>(panels_ * kPanel), memory_.Take<float>(panels_ * kPanel),
                   memory_.Take<float>(panels_ * kPanel * stride_), stride_},
-        keys_(memory_.Take<float>(kKeyBlock * stride_)),
-        values_(memory_.Take<float>(kKeyBlock * RoundUp(dim_, kPanel))),
+        keys_(memory_.Take<float>(kKeyBlock * depth_stride_)),
+        values_(memory_.Take<float>(kKeyUnits * RoundUp(dim_, kPanel))),
         weights_(memory_.Take<float>(kKeyBlock * kPanel)),
         rescale_(memory_.Take<float>(kPanel)) {
     info_.Fill(problem, row_begin, rows);
@@ -61,11 +65,12 @@ class ForwardBlock {
     PackQueries();
   }
 
-  // Takes in the keys of `range`. Blocks of keys start at multiples of kKeyBlock, whatever the
-  // rows: the bits of a row do not depend on the block it is computed in.
+  // Takes in the keys of `range`. Blocks of keys start at multiples of kKeyBlock and units at
+  // multiples of their size, whatever the rows: the bits of a row do not depend on the block it is
+  // computed in.
   void Gather(KeyRange range) {
     const KeyRange hull = info_.Hull(0, rows_, range);
-    for (int64_t begin = hull.begin; begin < hull.end && !Cancelled();) {
+    for (int64_t begin = hull.begin - hull.begin % Units::kPerUnit; begin < hull.end && !Cancelled();) {
       const int64_t end = std::min(hull.end, (begin / kKeyBlock + 1) * kKeyBlock);
       const KeyRange block{begin, end};
       begin = end;
@@ -85,34 +90,37 @@ class ForwardBlock {
   const Gathered& gathered() const { return gathered_; }
 
  private:
-  int64_t RowsOfPanel(int64_t p) const { return std::min(kPanel, rows_ - p * kPanel); }
-  float* QueryPanel(int64_t p) { return queries_ + p * kPanel * stride_; }
+  static constexpr bool kPaired = Units::kPerUnit == 2;
+  static constexpr int64_t kKeyUnits = kKeyBlock / Units::kPerUnit;
 
-  // [panel][d][row of panel], scaled. The buffer of weights stages one panel's rows.
+  int64_t RowsOfPanel(int64_t p) const { return std::min(kPanel, rows_ - p * kPanel); }
+  float* QueryPanel(int64_t p) { return queries_ + p * kPanel * depth_stride_; }
+
+  // [panel][d][row of panel], scaled if float32. The buffer of `out` stages one panel's rows.
   void PackQueries() {
-    const float scale = problem_.query_scale();
     float* staged = gathered_.out;  // still zero beyond what is written, and zeroed again below
     for (int64_t p = 0; p < panels_; ++p) {
       for (int64_t r = 0; r < RowsOfPanel(p); ++r) {
         const int64_t row = row_begin_ + p * kPanel + r;
-        WidenRow(ElementAt<T>(params_.q, problem_.QueryRow(row), problem_.HeadOf(row)), dim_, scale,
-                 staged + r * stride_, stride_);
+        const T* q = ElementAt<T>(params_.q, problem_.QueryRow(row), problem_.HeadOf(row));
+        PackQueryRow<Units>(problem_, q, staged + r * depth_stride_, depth_stride_);
       }
-      TransposeToPanel(staged, stride_, RoundUp(dim_, 4), RowsOfPanel(p), QueryPanel(p));
+      TransposeToPanel(staged, depth_stride_, RoundUp(depth_, 4), RowsOfPanel(p), QueryPanel(p));
     }
-    std::fill_n(staged, kPanel * stride_, 0.0f);
+    std::fill_n(staged, kPanel * depth_stride_, 0.0f);
   }
 
   // Keys row by row, values in panels of columns; row 0 is the first key of the block.
   void PackKeys(KeyRange block) {
-    for (int64_t j = block.begin; j < block.end; ++j) {
-      const int64_t row = problem_.sequence.k_begin + j;
-      const int64_t at = j - block.begin;
-      WidenRow(ElementAt<T>(params_.k, row, problem_.kv_head), dim_, 1.0f, keys_ + at * stride_,
-               stride_);
-      WidenRowToPanels(ElementAt<T>(params_.v, row, problem_.kv_head), dim_, values_, kKeyBlock,
-                       at);
+    const int64_t first = problem_.sequence.k_begin + block.begin;
+    const int64_t count = block.end - block.begin;
+    for (int64_t j = 0; j < count; ++j) {
+      PackRow<Units>(ElementAt<T>(params_.k, first + j, problem_.kv_head), dim_,
+                     keys_ + j * depth_stride_, depth_stride_);
     }
+    PackRowsToPanels<Units>(
+        count, [&](int64_t j) { return ElementAt<T>(params_.v, first + j, problem_.kv_head); },
+        dim_, values_, kKeyUnits);
   }
 
   template <int kVectors>
@@ -123,15 +131,16 @@ class ForwardBlock {
     if (problem_.tree() != nullptr && TreeIsDead(problem_.tree(), keys, info_.token[first])) return;
 
     const int64_t skipped = keys.begin - block.begin;
-    MultiplyPanel<Order::kRows>(keys.end - keys.begin, dim_, keys_ + skipped * stride_, stride_,
-                                QueryPanel(p), kVectors * kLanes,
-                                StoreTile{weights_ + skipped * kPanel, kPanel});
+    MultiplyPanel<Order::kRows, Units>(
+        keys.end - keys.begin, depth_, keys_ + skipped * depth_stride_, depth_stride_,
+        QueryPanel(p), kVectors * kLanes,
+        ScoreTile<Units>(problem_, weights_ + skipped * kPanel, kPanel));
     Softmax<kVectors>(first, keys, block.begin);
     AddValues(first, last, block);
   }
 
-  // Scores to weights 2^(s - max), in place; updates max and sum, and leaves in rescale_ what the
-  // earlier sums are to be multiplied by.
+  // Scores to weights 2^(s - max), in place, as units of keys; updates max and sum, and leaves in
+  // rescale_ what the earlier sums are to be multiplied by.
   template <int kVectors>
   void Softmax(int64_t first, KeyRange keys, int64_t block_begin) {
     const Floats d;
@@ -174,12 +183,34 @@ class ForwardBlock {
       hn::StoreU(max[v], d, gathered_.max + at);
       sum[v] = hn::Zero(d);
     }
-    for (int64_t j = keys.begin; j < keys.end; ++j) {
-      for (int v = 0; v < kVectors; ++v) {
-        float* at = weights + j * kPanel + v * kLanes;
-        const Vector weight = Exp2<kExpDegree>(hn::Sub(hn::Load(d, at), shift[v]));
-        hn::Store(weight, d, at);
-        sum[v] = hn::Add(sum[v], weight);
+    const auto weigh = [&](int64_t j, int v) HWY_ATTR {
+      const float* at = weights + j * kPanel + v * kLanes;
+      const Vector weight = Exp2<kExpDegree>(hn::Sub(hn::Load(d, at), shift[v]));
+      sum[v] = hn::Add(sum[v], weight);
+      return weight;
+    };
+    if constexpr (kPaired) {
+      // A unit that begins or ends outside `keys` has a zero there.
+      for (const int64_t j : {keys.begin - 1, keys.end}) {
+        if ((j & 1) != (j < keys.begin ? 0 : 1)) continue;
+        for (int v = 0; v < kVectors; ++v) {
+          hn::Store(hn::Set(d, -kInfinity), d, weights + j * kPanel + v * kLanes);
+        }
+      }
+      // In place: unit u is written where keys were that have been read.
+      const int64_t units_end = (keys.end - block_begin + 1) / 2;
+      for (int64_t u = (keys.begin - block_begin) / 2; u < units_end; ++u) {
+        for (int v = 0; v < kVectors; ++v) {
+          const Vector low = weigh(block_begin + 2 * u, v);
+          hn::Store(Units::Zip(low, weigh(block_begin + 2 * u + 1, v)), d,
+                    weights_ + u * kPanel + v * kLanes);
+        }
+      }
+    } else {
+      for (int64_t j = keys.begin; j < keys.end; ++j) {
+        for (int v = 0; v < kVectors; ++v) {
+          hn::Store(weigh(j, v), d, weights + j * kPanel + v * kLanes);
+        }
       }
     }
     for (int v = 0; v < kVectors; ++v) {
@@ -197,11 +228,12 @@ class ForwardBlock {
       const int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
       const KeyRange keys = info_.Hull(first + begin, first + end, block);
       if (keys.empty()) continue;
-      const int64_t skipped = keys.begin - block.begin;
+      const int64_t skipped = (keys.begin - block.begin) / Units::kPerUnit;
+      const int64_t depth = UnitsFor<Units>(keys.end - block.begin) - skipped;
       for (int64_t c = 0; c < dim_; c += kPanel) {
-        MultiplyPanel<Order::kColumns>(
-            end - begin, keys.end - keys.begin, weights_ + skipped * kPanel + begin, kPanel,
-            values_ + c * kKeyBlock + skipped * kPanel, std::min(kPanel, dim_ - c),
+        MultiplyPanel<Order::kColumns, Units>(
+            end - begin, depth, weights_ + skipped * kPanel + begin, kPanel,
+            values_ + c * kKeyUnits + skipped * kPanel, std::min(kPanel, dim_ - c),
             RescaleTile{gathered_.out + (first + begin) * stride_ + c, stride_, rescale_ + begin});
       }
     }
@@ -210,13 +242,14 @@ class ForwardBlock {
   const Forward& params_;
   const Problem& problem_;
   int64_t row_begin_, rows_, panels_, dim_, stride_;
+  int64_t depth_, depth_stride_;  // units of dim
   Workspace memory_;
   RowInfo info_;
-  float* queries_;  // [panels][stride][kPanel]
+  float* queries_;  // [panels][depth_stride][kPanel]
   Gathered gathered_;
-  float* keys_;     // [kKeyBlock][stride]
-  float* values_;   // [panels of dim][kKeyBlock][kPanel]
-  float* weights_;  // [kKeyBlock][kPanel]
+  float* keys_;     // [kKeyBlock][depth_stride]
+  float* values_;   // [panels of dim][kKeyUnits][kPanel]
+  float* weights_;  // scores [kKeyBlock][kPanel], then weights [kKeyUnits][kPanel]
   float* rescale_;  // [kPanel]
 };
 

@@ -68,6 +68,25 @@ HWY_INLINE T* ElementAt(const Tensor& tensor, int64_t row, int64_t head) {
   return tensor.data<T>() + row * tensor.strides[0] + head * tensor.strides[1];
 }
 
+// A query as units of depth. Float32 takes the scale in with it; bfloat16 would round the product,
+// and leaves it to ScoreTile.
+template <class Units, class T>
+HWY_INLINE void PackQueryRow(const Problem& problem, const T* q, float* to, int64_t padded) {
+  if constexpr (Units::kPerUnit == 1) {
+    WidenRow(q, problem.head_dim, problem.query_scale(), to, padded);
+  } else {
+    PackRow<Units>(q, problem.head_dim, to, padded);
+  }
+}
+template <class Units>
+HWY_INLINE auto ScoreTile(const Problem& problem, float* scores, int64_t stride) {
+  if constexpr (Units::kPerUnit == 1) {
+    return StoreTile{scores, stride};
+  } else {
+    return ScaleTile{scores, stride, problem.query_scale()};
+  }
+}
+
 // Per row, padded to whole panels by copies of the last row.
 struct RowInfo {
   int32_t* token;

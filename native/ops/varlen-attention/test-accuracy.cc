@@ -113,7 +113,7 @@ TEST_CASE("Keys split into any number of parts agree with the reference") {
 TEST_CASE("Every instruction set agrees with the reference, and packs without changing a bit") {
   const Isa active = ActiveIsa();
   int used = 0;
-  for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kNeon}) {
+  for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kNeon}) {
     if (!UseIsa(isa)) continue;
     ++used;
     for (DType dtype : kDTypes) {

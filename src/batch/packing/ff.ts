@@ -1,4 +1,4 @@
-import { seededPermutation } from '../../dist/seeded-random.js';
+import { seededPermutation } from '../../seeded-random.js';
 import { type Packing, packingFromBins } from './packing.js';
 
 /**

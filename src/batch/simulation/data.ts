@@ -1,5 +1,5 @@
 /** Synthetic sequence lengths with the statistics of published data sets. */
-import { SeededRandom } from '../../dist/seeded-random.js';
+import { SeededRandom } from '../../seeded-random.js';
 
 /** A distribution of lengths: a mixture of log-normals, each given by mean and coefficient of variation. */
 export interface LengthDistribution {

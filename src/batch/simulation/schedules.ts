@@ -3,7 +3,7 @@
  * step has one group per rank, and an empty group is a rank without work.
  */
 import { alignRound, type RoundHeader } from '../../dist/align.js';
-import { seededPermutation } from '../../dist/seeded-random.js';
+import { seededPermutation } from '../../seeded-random.js';
 import { fitToSteps } from '../fit.js';
 import { groupWindow } from '../grouping.js';
 import { batchBySize } from '../packing/batch-by-size.js';

@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { type PackAlgo, pack, packAlgos, packPieces } from '../../../src/batch/packing/pack.js';
 import { fillOf } from '../../../src/batch/packing/packing.js';
-import { SeededRandom } from '../../../src/dist/seeded-random.js';
+import { SeededRandom } from '../../../src/seeded-random.js';
 import { numRuns, runTimeout } from '../../support/num-runs.js';
 
 /** The token lists of each bin, and the piece lengths: the form of TRL's own examples. */

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { partition } from '../../../src/batch/packing/partition.js';
-import { SeededRandom } from '../../../src/dist/seeded-random.js';
+import { SeededRandom } from '../../../src/seeded-random.js';
 import { numRuns, runTimeout } from '../../support/num-runs.js';
 
 const sums = (costs: number[], parts: number[][]) =>

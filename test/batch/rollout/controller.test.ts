@@ -8,7 +8,7 @@ import {
 import type { Engine, EngineEvent } from '../../../src/batch/rollout/engine.js';
 import type { RolloutEntry } from '../../../src/batch/rollout/entry.js';
 import { SimulatedEngine } from '../../../src/batch/rollout/simulated-engine.js';
-import { SeededRandom } from '../../../src/dist/seeded-random.js';
+import { SeededRandom } from '../../../src/seeded-random.js';
 import { numRuns, runTimeout } from '../../support/num-runs.js';
 
 const prompts = (count: number) =>
@@ -74,16 +74,17 @@ describe('published figures', () => {
     expect(Math.abs(meanTokens(batches[31]) / 5594 - 1)).toBeLessThan(0.1);
   });
 
-  test('overlap and partial mode keep the bubble below 0.06 over more than 20 updates', async () => {
+  test('overlap and partial mode keep the bubble below 0.06 over 20 updates and more', async () => {
     const controller = publishedRun(8192, { groupPrompts: 512, load: 'overlap' });
-    let bubble = 1;
+    const bubbles: number[] = [];
     const seen = new Set<string>();
     for await (const { entries, version } of controller) {
       for (const entry of entries) seen.add(entry.id);
-      // 48 updates in; the last prompts of all must run dry, as every finite supply does.
-      if (version === 47) bubble = controller.metrics().bubbleRatio;
+      // 20 and 48 updates in; the last prompts of all must run dry, as every finite supply does.
+      if (version === 19 || version === 47) bubbles.push(controller.metrics().bubbleRatio);
     }
-    expect(bubble).toBeLessThanOrEqual(0.06);
+    expect(bubbles).toHaveLength(2);
+    expect(Math.max(...bubbles)).toBeLessThanOrEqual(0.06);
     expect(seen.size).toBe(8192);
     expect(controller.metrics().consumed).toBe(8192);
   });

@@ -68,8 +68,8 @@ const scenes: Record<string, () => Promise<void>> = {
     await checkOp();
   },
   async 'main never loads the addon'() {
-    for (let round = 0; round < 5; round++) {
-      const worker = start('op');
+    for (let round = 0; round < 10; round++) {
+      const worker = start(round % 2 === 0 ? 'copy' : 'op');
       await message(worker);
       await exit(worker);
     }
@@ -106,6 +106,10 @@ const scenes: Record<string, () => Promise<void>> = {
 async function inWorker(what: string): Promise<void> {
   if (what === 'load') Tensor.from(Float32Array.of(1)).dispose();
   if (what === 'op') await checkOp();
+  if (what === 'copy')
+    await Tensor.empty([1 << 20], { dtype: 'float32' })
+      .to('int32')
+      .data();
   if (what === 'jobs') startJobs();
   if (what === 'exit') {
     startJobs();

@@ -1,0 +1,235 @@
+#include <napi.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "dist/group.h"
+
+// The second binary: Gloo groups for JavaScript. src/native/dist-binding.ts is its only caller; it
+// has checked every argument and keeps the arrays alive until their job settles.
+namespace varlen::dist {
+namespace {
+
+using std::chrono::milliseconds;
+
+// At the end of an environment its groups get this long to leave Gloo.
+constexpr milliseconds kExitLimit(2000);
+
+// What one environment (the main thread or a worker) owns.
+struct Env {
+  napi_env env = nullptr;
+  std::shared_ptr<Mailbox> mailbox = std::make_shared<Mailbox>();
+  napi_threadsafe_function wake = nullptr;
+  std::vector<std::shared_ptr<Group>> groups;  // by id; closed ones are null
+  std::vector<std::weak_ptr<Group>> closed;    // those whose thread may still run
+  Napi::FunctionReference on_settled;
+  int waiting = 0;
+
+  void Close() {
+    for (const auto& group : groups) {
+      if (group != nullptr) closed.push_back(group);
+    }
+    for (const auto& each : closed) {
+      if (const auto group = each.lock()) {
+        group->Abort();
+        group->Stop();
+      }
+    }
+    // Their threads may be writing into JavaScript memory.
+    const auto end = Clock::now() + kExitLimit;
+    for (const auto& each : closed) {
+      const auto left = std::chrono::duration_cast<milliseconds>(end - Clock::now());
+      if (const auto group = each.lock()) group->WaitForEnd(std::max(left, milliseconds(0)));
+    }
+    mailbox->Close();
+  }
+};
+
+Napi::Value BytesOf(Napi::Env env, const Bytes& bytes) {
+  if (bytes.empty()) return env.Undefined();
+  Napi::Uint8Array array = Napi::Uint8Array::New(env, bytes.size());
+  std::memcpy(array.Data(), bytes.data(), bytes.size());
+  return array;
+}
+
+// settle(id, failure: 0 or its number, message, frames, whole messages)
+void CallJs(napi_env napi, napi_value, void* context, void*) {
+  if (napi == nullptr) return;  // the environment is gone, and its promises with it
+  Env* self = static_cast<Env*>(context);
+  Napi::Env env(napi);
+  Napi::HandleScope scope(env);
+  for (Settlement& settlement : self->mailbox->Take()) {
+    if (--self->waiting == 0) napi_unref_threadsafe_function(napi, self->wake);
+    try {
+      Napi::HandleScope each(env);
+      self->on_settled.Call({Napi::Number::New(env, settlement.id),
+                             Napi::Number::New(env, static_cast<int>(settlement.failure)),
+                             Napi::String::New(env, settlement.message),
+                             BytesOf(env, settlement.gathered.frames),
+                             BytesOf(env, settlement.gathered.whole)});
+    } catch (const Napi::Error&) {
+      // The environment is terminating: nobody is left to hear about it.
+    }
+  }
+}
+
+Env& EnvOf(const Napi::CallbackInfo& info) { return *info.Env().GetInstanceData<Env>(); }
+
+double NumberAt(const Napi::CallbackInfo& info, size_t index) {
+  return info[index].As<Napi::Number>().DoubleValue();
+}
+
+const std::shared_ptr<Group>& GroupAt(const Napi::CallbackInfo& info, size_t index) {
+  const auto id = static_cast<size_t>(NumberAt(info, index));
+  Env& env = EnvOf(info);
+  if (id >= env.groups.size() || env.groups[id] == nullptr) {
+    throw Napi::Error::New(info.Env(), "the group is closed");
+  }
+  return env.groups[id];
+}
+
+Clock::time_point DeadlineAt(const Napi::CallbackInfo& info, size_t index) {
+  return Clock::now() + milliseconds(static_cast<int64_t>(NumberAt(info, index)));
+}
+
+Bytes CopyAt(const Napi::CallbackInfo& info, size_t index) {
+  const auto array = info[index].As<Napi::Uint8Array>();
+  return Bytes(array.Data(), array.Data() + array.ByteLength());
+}
+
+// Its promise keeps the process alive until it settles.
+void Push(const Napi::CallbackInfo& info, Group::Job job) {
+  Env& env = EnvOf(info);
+  GroupAt(info, 0)->Push(NumberAt(info, 1), std::move(job));
+  if (env.waiting++ == 0) napi_ref_threadsafe_function(info.Env(), env.wake);
+}
+
+// onSettled(settle)
+void OnSettled(const Napi::CallbackInfo& info) {
+  EnvOf(info).on_settled = Napi::Persistent(info[0].As<Napi::Function>());
+}
+
+// open(rank, size, host): the group's id
+Napi::Value Open(const Napi::CallbackInfo& info) {
+  Env& env = EnvOf(info);
+  auto group = std::make_shared<Group>(static_cast<int>(NumberAt(info, 0)),
+                                       static_cast<int>(NumberAt(info, 1)),
+                                       info[2].As<Napi::String>().Utf8Value(), env.mailbox);
+  group->Start();
+  env.groups.push_back(std::move(group));
+  return Napi::Number::New(info.Env(), static_cast<double>(env.groups.size() - 1));
+}
+
+// listen(group, id, timeoutMs): settles with the addresses as frames
+void Listen(const Napi::CallbackInfo& info) {
+  const auto deadline = DeadlineAt(info, 2);
+  Push(info, [deadline](Engine& engine) { return Gathered{engine.Listen(deadline), {}}; });
+}
+
+// connect(group, id, timeoutMs, addresses of every rank): settles with the peers' ends as frames
+void Connect(const Napi::CallbackInfo& info) {
+  const auto deadline = DeadlineAt(info, 2);
+  const auto list = info[3].As<Napi::Array>();
+  std::vector<Bytes> addresses;
+  for (uint32_t rank = 0; rank < list.Length(); ++rank) {
+    const auto array = list.Get(rank).As<Napi::Uint8Array>();
+    addresses.emplace_back(array.Data(), array.Data() + array.ByteLength());
+  }
+  Push(info, [deadline, addresses = std::move(addresses)](Engine& engine) {
+    return Gathered{engine.Connect(addresses, deadline), {}};
+  });
+}
+
+// exchange(group, id, timeoutMs, message, maxBytes): settles with frames and whole messages
+void Exchange(const Napi::CallbackInfo& info) {
+  const auto deadline = DeadlineAt(info, 2);
+  const auto max_bytes = static_cast<size_t>(NumberAt(info, 4));
+  Push(info, [deadline, message = CopyAt(info, 3), max_bytes](Engine& engine) {
+    return engine.Exchange(message, max_bytes, deadline);
+  });
+}
+
+// collective(group, id, timeoutMs, signature, operation, element, reduction, root, output, input?):
+// settles with frames, and with the output filled if they agree
+void Collective(const Napi::CallbackInfo& info) {
+  const auto deadline = DeadlineAt(info, 2);
+  auto output = info[8].As<Napi::Uint8Array>();
+  const bool has_input = info.Length() > 9 && info[9].IsTypedArray();
+  const auto element = static_cast<Element>(static_cast<int>(NumberAt(info, 5)));
+  const size_t own_bytes =
+      has_input ? info[9].As<Napi::Uint8Array>().ByteLength() : output.ByteLength();
+  const Arrays arrays{static_cast<Operation>(static_cast<int>(NumberAt(info, 4))),
+                      element,
+                      static_cast<Reduction>(static_cast<int>(NumberAt(info, 6))),
+                      static_cast<int>(NumberAt(info, 7)),
+                      has_input ? info[9].As<Napi::Uint8Array>().Data() : nullptr,
+                      output.Data(),
+                      own_bytes / SizeOf(element)};
+  Push(info, [deadline, signature = CopyAt(info, 3), arrays](Engine& engine) {
+    return engine.Collective(signature, arrays, deadline);
+  });
+}
+
+// fileLimit(): descriptors that this process may have open
+Napi::Value FileLimit(const Napi::CallbackInfo& info) {
+  rlimit limit{};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  return Napi::Number::New(info.Env(), static_cast<double>(limit.rlim_cur));
+}
+
+// abort(group): number of sockets that were shut down
+Napi::Value Abort(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), GroupAt(info, 0)->Abort());
+}
+
+// close(group): its thread ends after the job in progress, whose settlement still comes
+void Close(const Napi::CallbackInfo& info) {
+  const std::shared_ptr<Group> group = GroupAt(info, 0);
+  Env& env = EnvOf(info);
+  group->Stop();
+  env.groups[static_cast<size_t>(NumberAt(info, 0))] = nullptr;
+  std::erase_if(env.closed, [](const auto& each) { return each.expired(); });
+  env.closed.push_back(group);
+}
+
+template <auto kFn>
+void Bind(Napi::Env env, Napi::Object exports, const char* name) {
+  exports.Set(name, Napi::Function::New<kFn>(env, name));
+}
+
+Napi::Object Init(Napi::Env env, Napi::Object exports) {
+  Env* self = new Env;
+  self->env = env;
+  env.SetInstanceData(self);
+  // The order matters: the thread-safe function first, the cleanup hook after it. Hooks run last in
+  // first out, so Close() runs while threads may still call the function.
+  napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "varlen_dist"), 0,
+                                  1, nullptr, nullptr, self, CallJs, &self->wake);
+  napi_unref_threadsafe_function(env, self->wake);  // idle groups do not keep the process alive
+  self->mailbox->Open(self->wake);
+  env.AddCleanupHook([](Env* closing) { closing->Close(); }, self);
+  exports.Set("version", VARLEN_VERSION);
+  exports.Set("inlineBytes", static_cast<double>(kInlineBytes));
+  Bind<OnSettled>(env, exports, "onSettled");
+  Bind<Open>(env, exports, "open");
+  Bind<Listen>(env, exports, "listen");
+  Bind<Connect>(env, exports, "connect");
+  Bind<Exchange>(env, exports, "exchange");
+  Bind<Collective>(env, exports, "collective");
+  Bind<FileLimit>(env, exports, "fileLimit");
+  Bind<Abort>(env, exports, "abort");
+  Bind<Close>(env, exports, "close");
+  return exports;
+}
+
+}  // namespace
+}  // namespace varlen::dist
+
+static Napi::Object InitAddon(Napi::Env env, Napi::Object exports) {
+  return varlen::dist::Init(env, exports);
+}
+NODE_API_MODULE(NODE_GYP_MODULE_NAME, InitAddon)
