@@ -5,6 +5,7 @@ import { describeLines } from '../src/cli/bench.js';
 import { Device } from '../src/index.js';
 
 import { hasBatchTargets, measureBatchTargets } from './batch/targets.js';
+import { bench as benchSparsePrefill } from './ops/sparse-prefill.bench.js';
 import { bench as benchAdamw } from './ops/adamw.bench.js';
 import { bench as benchAdd } from './ops/add.bench.js';
 import { bench as benchCrossEntropy } from './ops/cross-entropy.bench.js';
@@ -26,6 +27,7 @@ import { measureTargets, type Outcome, readTargets, type Target } from './target
 const USAGE = `npm run bench -- [name...] [--json] [--quick]
 npm run bench -- --targets [--only id] [--json] [--quick]
 
+Names: varlen-attention, sparse-prefill, call-overhead. --only takes a target's id or the beginning of several, such as
 Names: an op's, such as linear or varlen-attention, and call-overhead. --only takes a target's id or the beginning of several, such as
 attention.cpu or gemm.cpu.torch. --json prints one object per line. VARLEN_BENCH_PYTHON names the Python
 that has PyTorch.`;
@@ -44,6 +46,7 @@ const BENCHES: Readonly<Record<string, Bench>> = {
   sampling: benchSampling,
   swiglu: benchSwiglu,
   'varlen-attention': benchVarlenAttention,
+  'sparse-prefill': benchSparsePrefill,
   'write-rows': benchWriteRows,
   'call-overhead': benchCallOverhead,
 };
