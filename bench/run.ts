@@ -3,6 +3,7 @@ import { benchCallOverhead } from '../src/cli/bench/call-overhead.js';
 import type { Bench } from '../src/cli/bench/measure.js';
 import { describeLines } from '../src/cli/bench.js';
 import { Device } from '../src/index.js';
+
 import { hasBatchTargets, measureBatchTargets } from './batch/targets.js';
 import { bench as benchAdamw } from './ops/adamw.bench.js';
 import { bench as benchAdd } from './ops/add.bench.js';
@@ -14,6 +15,8 @@ import { bench as benchRope } from './ops/rope.bench.js';
 import { bench as benchSampling } from './ops/sampling.bench.js';
 import { bench as benchSwiglu } from './ops/swiglu.bench.js';
 import { bench as benchVarlenAttention } from './ops/varlen-attention.bench.js';
+import { hasSuiteTargets, measureSuites } from './suites.js';
+import { bench as benchWriteRows } from './ops/write-rows.bench.js';
 import { measureTargets, type Outcome, readTargets, type Target } from './targets.js';
 
 const USAGE = `npm run bench -- [name...] [--json] [--quick]
@@ -34,6 +37,7 @@ const BENCHES: Readonly<Record<string, Bench>> = {
   sampling: benchSampling,
   swiglu: benchSwiglu,
   'varlen-attention': benchVarlenAttention,
+  'write-rows': benchWriteRows,
   'call-overhead': benchCallOverhead,
 };
 
@@ -56,7 +60,7 @@ async function runBenches(names: readonly string[], { json, quick }: Flags): Pro
 
 async function* measureAll({ quick, only }: Flags): AsyncGenerator<Outcome> {
   yield* measureTargets(only, quick, (id, why) => console.error(`${id}: not measured: ${why}`));
-  yield* measureBatchTargets(only);
+  yield* measureSuites(only);
 }
 
 /** True when every target that was measured holds. */
@@ -119,7 +123,7 @@ async function main(): Promise<void> {
   if (!values.targets) return runBenches(positionals, flags);
   const { only } = values;
   const known = (name: string) =>
-    hasBatchTargets(name) || readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
+    hasSuiteTargets(name) || readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
   if (only !== undefined && !known(only)) {
     fail(`no target '${only}'`);
   }

@@ -10,17 +10,27 @@ import { packageRoot as root } from '../src/native/load.js';
 const WITHOUT_CUDA = [
   'adamw',
   'add',
+  'cross-entropy',
+  'cross-entropy-from-hidden',
   'embedding',
   'grad-clip',
+  'group-advantage',
   'linear',
+  'policy-loss',
+  'policy-loss-from-hidden',
+  'policy-loss-from-logits',
   'rms-norm',
   'rope',
   'sampling',
   'swiglu',
   'varlen-attention',
+  'write-rows',
 ];
-/** `add`: both gradients are that of the sum. The others are not differentiated. */
-const WITHOUT_BACKWARD = ['adamw', 'add', 'grad-clip', 'sampling'];
+/**
+ * `add`: both gradients are that of the sum. `write-rows` changes what earlier calls have read. The
+ * others are not differentiated.
+ */
+const WITHOUT_BACKWARD: readonly string[] = ['adamw', 'add', 'grad-clip', 'group-advantage', 'sampling', 'write-rows'];
 
 const read = (path: string) => readFileSync(join(root, path), 'utf8');
 const exists = (path: string) => existsSync(join(root, path));

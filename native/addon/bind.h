@@ -152,7 +152,7 @@ class Publisher {
   // output that the caller brought and already has a name for, and for one that was not wanted.
   void Write(uint32_t brought, uint64_t ticket);
 
-  static constexpr int kMaxOutputs = 8;
+  static constexpr int kMaxOutputs = 12;
   Status status;
 
  private:

@@ -1,5 +1,7 @@
 #include "core/linear-logits.h"
 
+#include <cstring>
+
 #include "core/isa.h"
 //
 #undef HWY_TARGET_INCLUDE
@@ -74,29 +76,13 @@ class SoftmaxGradient {
     packed_.Logits(row, rows, count, du, stride);
     const Activation activation(logits_.shape);
     Workspace memory(Workspace::BytesFor<float>(gradients_.per_row));
-    float* added = memory.Take<float>(gradients_.per_row);
+    float* scratch = memory.Take<float>(gradients_.per_row);
     for (int64_t r = 0; r < rows; ++r) {
-      FillRow(activation, row + r, first, count, added, du + r * stride);
+      DifferentiateSegment(activation, gradients_, row + r, first, count, scratch, du + r * stride);
     }
   }
 
  private:
-  HWY_INLINE void FillRow(const Activation& activation, int64_t row, int64_t first, int64_t count,
-                          float* added, float* du) const {
-    const int32_t* words = gradients_.words + row * gradients_.per_row;
-    const float* sparse = gradients_.sparse + row * gradients_.per_row;
-    const int32_t* end = words + gradients_.per_row;
-    const int64_t begin = std::lower_bound(words, end, first) - words;
-    const int64_t stop = std::lower_bound(words + begin, end, first + count) - words;
-    // Through the cap a gradient needs the logit, which the dense part overwrites.
-    for (int64_t i = begin; i < stop; ++i) {
-      const Vector z = hn::Set(Floats(), du[words[i] - first]);
-      added[i] = hn::GetLane(activation.Backward(hn::Set(Floats(), sparse[i]), z));
-    }
-    DifferentiateSegment(activation, gradients_.dense[row], gradients_.lse[row], count, du);
-    for (int64_t i = begin; i < stop; ++i) du[words[i] - first] += added[i];
-  }
-
   const LinearLogits& logits_;
   const LogitGradients& gradients_;
   const PackedColumns<T> packed_;
@@ -140,6 +126,24 @@ Status ComputeRowStatistics(const LinearLogits& logits, const int32_t* targets,
 Status ComputeLinearGradients(const LinearLogits& logits, const LogitGradients& gradients,
                               const LinearGradients& out) {
   return kGradients.Get()(logits, gradients, out);
+}
+
+Status ClearOtherRows(const Tensor& tensor, const std::vector<int32_t>& counted) {
+  constexpr int64_t kRows = 64;
+  const int64_t row_bytes = tensor.shape[1] * SizeOf(tensor.dtype);
+  std::byte* data = static_cast<std::byte*>(tensor.address());
+  return ParallelFor((tensor.shape[0] + kRows - 1) / kRows, [&](int64_t piece, int) {
+    const int64_t end = std::min(tensor.shape[0], (piece + 1) * kRows);
+    auto next = std::lower_bound(counted.begin(), counted.end(), piece * kRows);
+    for (int64_t row = piece * kRows; row < end; ++row) {
+      if (next != counted.end() && *next == row) {
+        ++next;
+        continue;
+      }
+      std::memset(data + row * tensor.strides[0] * SizeOf(tensor.dtype), 0,
+                  static_cast<size_t>(row_bytes));
+    }
+  });
 }
 
 }  // namespace varlen

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "core/dtype.h"
 #include "core/status.h"
+#include "core/tensor.h"
 
 // Losses over a vocabulary from hidden states and the head's weight, without the logits: they exist
 // a tile at a time, are reduced to a few numbers per row, and computed again for the gradient
@@ -73,6 +75,9 @@ struct LinearGradients {
   float* d_weight;  // [vocab_size, hidden_size], overwritten
   float* d_bias;    // [vocab_size], overwritten
 };
+
+// Sets rows of a [rows, columns] tensor to zero, but for those in `counted`, which ascend.
+Status ClearOtherRows(const Tensor& tensor, const std::vector<int32_t>& counted);
 
 Status ComputeLinearGradients(const LinearLogits& logits, const LogitGradients& gradients,
                               const LinearGradients& out);

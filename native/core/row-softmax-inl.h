@@ -154,22 +154,36 @@ HWY_INLINE Vector MulOrZero(Vector x, Vector y) {
   return hn::IfThenZeroElse(hn::Eq(y, hn::Zero(Floats())), hn::Mul(x, y));
 }
 
-// Turns n logits into du, in place, but for the sparse part: dz = p (scale + slope log p) + offset.
-// Whole vectors are read and written.
-HWY_INLINE void DifferentiateSegment(const Activation& activation, const DenseGradient& gradient,
-                                     double lse, int64_t n, float* z) {
+// Turns logits of one row, words first .. first + n - 1, into du, in place. Whole vectors are read
+// and written. `scratch` has room for per_row floats.
+HWY_INLINE void DifferentiateSegment(const Activation& activation, const LogitGradients& gradients,
+                                     int64_t row, int64_t first, int64_t n, float* scratch,
+                                     float* z) {
   const Floats d;
-  const LogProbabilities log_probabilities(lse);
-  const Vector scale = hn::Set(d, gradient.scale), slope = hn::Set(d, gradient.slope),
-               offset = hn::Set(d, gradient.offset);
+  const int32_t* words = gradients.words + row * gradients.per_row;
+  const float* sparse = gradients.sparse + row * gradients.per_row;
+  const int32_t* last = words + gradients.per_row;
+  const int64_t begin = std::lower_bound(words, last, first) - words;
+  const int64_t end = std::lower_bound(words + begin, last, first + n) - words;
+  // Through the cap a gradient needs the logit, which the dense part overwrites.
+  for (int64_t i = begin; i < end; ++i) {
+    const Vector logit = hn::Set(d, z[words[i] - first]);
+    scratch[i] = hn::GetLane(activation.Backward(hn::Set(d, sparse[i]), logit));
+  }
+
+  const DenseGradient& dense = gradients.dense[row];
+  const LogProbabilities log_probabilities(gradients.lse[row]);
+  const Vector scale = hn::Set(d, dense.scale), slope = hn::Set(d, dense.slope),
+               offset = hn::Set(d, dense.offset);
   for (int64_t i = 0; i < n; i += kLanes) {
     const Vector logit = hn::LoadU(d, z + i);
     const Vector log_p = log_probabilities(logit);
     const Vector p = Exp(log_p);
     Vector dz = hn::MulAdd(p, scale, offset);
-    if (gradient.slope != 0) dz = hn::Add(dz, MulOrZero(hn::Mul(slope, log_p), p));
+    if (dense.slope != 0) dz = hn::Add(dz, MulOrZero(hn::Mul(slope, log_p), p));
     hn::StoreU(activation.Backward(dz, logit), d, z + i);
   }
+  for (int64_t i = begin; i < end; ++i) z[words[i] - first] += scratch[i];
 }
 
 }  // namespace HWY_NAMESPACE

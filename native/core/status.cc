@@ -38,6 +38,16 @@ const char* CodeName(Code code) {
       return "ERR_VARLEN_TREE";
     case Code::kIndex:
       return "ERR_VARLEN_INDEX";
+    case Code::kNonFinite:
+      return "ERR_VARLEN_NON_FINITE";
+    case Code::kLogprobPositive:
+      return "ERR_VARLEN_LOGPROB_POSITIVE";
+    case Code::kWeight:
+      return "ERR_VARLEN_WEIGHT";
+    case Code::kPlanMismatch:
+      return "ERR_VARLEN_PLAN_MISMATCH";
+    case Code::kSingletonGroup:
+      return "ERR_VARLEN_SINGLETON_GROUP";
     case Code::kDisposed:
       return "ERR_VARLEN_DISPOSED";
     case Code::kUnsupported:

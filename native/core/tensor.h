@@ -62,6 +62,8 @@ struct Tensor {
   T* data() const {
     return reinterpret_cast<T*>(storage->data()) + offset;
   }
+  // The first element, whatever its type; null for an absent tensor.
+  void* address() const { return storage ? storage->data() + offset * SizeOf(dtype) : nullptr; }
 };
 
 // A small int32 or float array that came with the call and was copied, or a tensor that is read

@@ -37,6 +37,8 @@ constexpr uint32_t BitOf(DType dtype) { return uint32_t{1} << static_cast<int>(d
 inline constexpr TypeVar kFloats{"dtype",
                                  BitOf(DType::kF32) | BitOf(DType::kF16) | BitOf(DType::kBF16)};
 inline constexpr TypeVar kFloat32{"", BitOf(DType::kF32)};
+inline constexpr TypeVar kFloat64{"", BitOf(DType::kF64)};
+inline constexpr TypeVar kUint8{"", BitOf(DType::kU8)};
 inline constexpr TypeVar kAnyType{"", ~uint32_t{0}};
 inline constexpr TypeVar kInt32{"", BitOf(DType::kI32)};
 

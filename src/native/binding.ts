@@ -36,11 +36,22 @@ export interface NativeTensor {
 export type NativeOp =
   | 'adamw'
   | 'add'
+  | 'crossEntropy'
+  | 'crossEntropyBackward'
+  | 'crossEntropyFromHidden'
+  | 'crossEntropyFromHiddenBackward'
   | 'embedding'
   | 'embeddingBackward'
   | 'gradClip'
+  | 'groupAdvantage'
   | 'linear'
   | 'linearBackward'
+  | 'policyLoss'
+  | 'policyLossBackward'
+  | 'policyLossFromHidden'
+  | 'policyLossFromHiddenBackward'
+  | 'policyLossFromLogits'
+  | 'policyLossFromLogitsBackward'
   | 'rmsNorm'
   | 'rmsNormBackward'
   | 'rope'
@@ -49,7 +60,8 @@ export type NativeOp =
   | 'swiglu'
   | 'swigluBackward'
   | 'varlenAttention'
-  | 'varlenAttentionBackward';
+  | 'varlenAttentionBackward'
+  | 'writeRows';
 
 type Kind = 'tensor' | 'tensors' | 'ints' | 'floats' | 'integer' | 'number' | 'flag' | 'output';
 

@@ -1,10 +1,22 @@
 export { Pcg32, type Pcg32State } from '../pcg32.js';
 export { type AdamwOptions, type AdamwTensors, adamw } from './adamw.js';
 export { type AddOptions, add } from './add.js';
+export { crossEntropy } from './cross-entropy.js';
+export { type CrossEntropyFromHiddenOptions, crossEntropyFromHidden } from './cross-entropy-from-hidden.js';
+export type { CrossEntropyOptions, CrossEntropyResult } from './cross-entropy-options.js';
 export { type EmbeddingOptions, embedding } from './embedding.js';
 export { type GradClipOptions, gradClip } from './grad-clip.js';
+export { type GroupAdvantageOptions, groupAdvantage } from './group-advantage.js';
 export { lengthHash } from './length-hash.js';
 export { type LinearOptions, linear } from './linear.js';
+export {
+  type PolicyLossOptions,
+  type PolicyLossOutputs,
+  type PolicyLossResult,
+  type PolicyLossStatsReader,
+  policyLoss,
+  policyLossBackward,
+} from './policy-loss.js';
 export type {
   ClipRule,
   KlConfig,
@@ -14,6 +26,22 @@ export type {
   RatioLevel,
   RolloutCorrection,
 } from './policy-loss-config.js';
+export {
+  type HiddenBatch,
+  type PolicyLossFromHiddenOptions,
+  type PolicyLossFromHiddenResult,
+  policyLossFromHidden,
+} from './policy-loss-from-hidden.js';
+export {
+  type LogitsBatch,
+  type PolicyLossFromLogitsBackwardOptions,
+  type PolicyLossFromLogitsOptions,
+  type PolicyLossFromLogitsResult,
+  policyLossFromLogits,
+  policyLossFromLogitsBackward,
+  type SavedLogits,
+} from './policy-loss-from-logits.js';
+
 export {
   type GroupStats,
   mergeStats,
@@ -35,3 +63,4 @@ export {
   varlenAttention,
   varlenAttentionBackward,
 } from './varlen-attention.js';
+export { type WriteRowsOptions, writeRows } from './write-rows.js';

@@ -1,4 +1,16 @@
+export {
+  type CustomSurrogateConfig,
+  type CustomSurrogateLoss,
+  customSurrogate,
+  type Surrogate,
+} from './custom-surrogate.js';
 export { type GradCheckOptions, gradCheck } from './grad-check.js';
+export {
+  type EquationLoss,
+  type EquationScales,
+  policyLossEquation,
+  policyLossEquationGradient,
+} from './policy-loss-equation.js';
 export {
   type AttentionInputs,
   type AttentionReference,

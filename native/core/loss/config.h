@@ -12,15 +12,15 @@ namespace varlen::loss {
 enum class Level : uint8_t { kNone, kToken, kSequence, kSequenceToken };
 enum class Clip : uint8_t {
   kNone,
-  kPpo,      // low, high
-  kDual,     // low, high, c
-  kCispo,    // low, high: absolute bounds
-  kSapo,     // tau where A > 0, tau elsewhere
-  kGmpo,     // low, high: in log space
-  kDppoTv,   // delta low, delta high, cap
-  kDppoKl,   // delta low, delta high, cap
-  kVespo,    // k, lambda where A >= 0; k, lambda elsewhere
-  kDro,      // beta
+  kPpo,     // low, high
+  kDual,    // low, high, c
+  kCispo,   // low, high: absolute bounds
+  kSapo,    // tau where A > 0, tau elsewhere
+  kGmpo,    // low, high: in log space
+  kDppoTv,  // delta low, delta high, cap
+  kDppoKl,  // delta low, delta high, cap
+  kVespo,   // k, lambda where A >= 0; k, lambda elsewhere
+  kDro,     // beta
 };
 enum class Kl : uint8_t { kNone, kK1, kAbs, kK2, kK3, kK1Plus, kAbsPlus, kK3Plus };
 enum class Importance : uint8_t { kNone, kDetached, kDifferentiable };
@@ -64,7 +64,7 @@ struct Config {
   int64_t correction = 0;
   double correction_low = 0;
   double correction_high = 0;
-  double correction_mean = 0;  // 0: do not divide; -1: by this call's mean; else by this
+  double correction_mean = 0;      // 0: do not divide; -1: by this call's mean; else by this
   int64_t correction_missing = 0;  // a NaN rollout value: 0 weighs 1, 1 fails
   int64_t non_finite = 0;
   bool allow_positive = false;
@@ -88,13 +88,9 @@ struct Config {
            clip_rule() == Clip::kGmpo || clip_rule() == Clip::kVespo;
   }
   // Every token's derivative is the sequence's: a third pass.
-  bool broadcasts() const {
-    return level() == Level::kSequence || clip_rule() == Clip::kGmpo;
-  }
+  bool broadcasts() const { return level() == Level::kSequence || clip_rule() == Clip::kGmpo; }
   // Something of the policies enters the loss, so that x_t is needed.
-  bool reads_old() const {
-    return !on_policy && (level() != Level::kNone || weighs_rollout());
-  }
+  bool reads_old() const { return !on_policy && (level() != Level::kNone || weighs_rollout()); }
 
   template <class Visitor>
   void Visit(Visitor& v) {

@@ -9,7 +9,8 @@
 #include "core/tensor.h"
 
 // The policy loss on packed log-probabilities, shared by every op that ends in it: they differ in
-// where the log-probabilities come from and where their gradient goes. Formulas: config.h, rules-inl.h.
+// where the log-probabilities come from and where their gradient goes. Formulas: config.h,
+// rules-inl.h.
 //
 // Reductions are the same bits for any number of threads: blocks of 1024 tokens counted from each
 // sequence's start, 16 fixed lanes inside a block (lane = offset mod 16), lanes added by a fixed
@@ -23,30 +24,30 @@ inline constexpr int64_t kReductionLanes = 16;
 struct Inputs {
   int64_t num_tokens = 0;
   int64_t num_seqs = 0;
-  const int32_t* cu_seqlens = nullptr;     // [S + 1]
-  const void* logprobs = nullptr;          // [T], float, half or bfloat16
+  const int32_t* cu_seqlens = nullptr;  // [S + 1]
+  const void* logprobs = nullptr;       // [T], float, half or bfloat16
   DType logprobs_dtype = DType::kF32;
-  const float* old_logprobs = nullptr;     // [T]
-  const float* ref_logprobs = nullptr;     // [T]
-  const float* rollout_logprobs = nullptr; // [T]
-  const float* kept_log_mass = nullptr;    // [T]
-  const uint8_t* loss_mask = nullptr;      // [T]
-  const uint8_t* kl_mask = nullptr;        // [T]
-  const float* advantages = nullptr;       // [S] or [T]
+  const float* old_logprobs = nullptr;      // [T]
+  const float* ref_logprobs = nullptr;      // [T]
+  const float* rollout_logprobs = nullptr;  // [T]
+  const float* kept_log_mass = nullptr;     // [T]
+  const uint8_t* loss_mask = nullptr;       // [T]
+  const uint8_t* kl_mask = nullptr;         // [T]
+  const float* advantages = nullptr;        // [S] or [T]
   bool advantages_per_token = false;
-  const float* token_weights = nullptr;    // [T]
-  const float* seq_scale = nullptr;        // [S]
-  const float* entropies = nullptr;        // [T]
+  const float* token_weights = nullptr;  // [T]
+  const float* seq_scale = nullptr;      // [S]
+  const float* entropies = nullptr;      // [T]
 };
 
 struct Outputs {
-  float* loss = nullptr;             // [1]
-  float* d_logprobs = nullptr;       // [T], 0 at masked positions
-  double* sums = nullptr;            // [kNumSums]
-  float* per_token_loss = nullptr;   // [T] or null: the bracket, without s_i
-  float* sequence_losses = nullptr;  // [S] or null: sum of the bracket
+  float* loss = nullptr;               // [1]
+  float* d_logprobs = nullptr;         // [T], 0 at masked positions
+  double* sums = nullptr;              // [kNumSums]
+  float* per_token_loss = nullptr;     // [T] or null: the bracket, without s_i
+  float* sequence_losses = nullptr;    // [S] or null: sum of the bracket
   int32_t* sequence_tokens = nullptr;  // [S] or null: active tokens
-  float* d_entropies = nullptr;      // [T] or null: derivative of the loss by each H_t
+  float* d_entropies = nullptr;        // [T] or null: derivative of the loss by each H_t
 };
 
 // Computes every output, then reports what is wrong with the values, if anything.

@@ -1,8 +1,9 @@
 /** The aggregation plan: which factor each sequence's loss gets, decided once before the first kernel. */
 import { argumentError } from '../../errors.js';
+import { lengthHash } from '../../ops/length-hash.js';
+import type { SequenceScales } from '../../ops/sequence-scales.js';
 import { rangeError } from '../check-arrays.js';
 import type { Aggregation } from './aggregation.js';
-import { lengthHash } from './length-hash.js';
 import { type PlanInput, type PlanOptions, type ResolvedPlan, resolvePlan } from './options.js';
 import { type LocalTotals, localTotals, NUM_TOTALS, type PlanTotals, readTotals } from './totals.js';
 
@@ -10,7 +11,7 @@ import { type LocalTotals, localTotals, NUM_TOTALS, type PlanTotals, readTotals 
  * Weights of the sequences of one scope, or of a part of it. A frozen value: to change something, plan
  * again. Only the contents of its typed arrays are not frozen (JavaScript cannot); do not write to them.
  */
-export interface AggregationPlan {
+export interface AggregationPlan extends SequenceScales {
   readonly aggregation: Aggregation;
   readonly scope: 'optimizer-step' | 'rollout-batch' | 'micro-batch';
   readonly gradReduction: 'mean' | 'sum';
@@ -23,7 +24,11 @@ export interface AggregationPlan {
   readonly ids: ArrayLike<string | number>;
   /** `[numSeqs]`, `s_i`, rounded once from float64; 0 where inactive. Never divide it again. */
   readonly seqScale: Float32Array;
-  /** Factor `h_t` of the entropy bonus per token: 1 over the tokens of all ranks; 0 without any. */
+  /** `N_t` of the whole scope, also in a slice. */
+  readonly activeTokens: number;
+  /** What undoes the trainer's reduction: `worldSize` for a mean, else 1; times the steps of a rollout batch. */
+  readonly gradScale: number;
+  /** Factor `h_t` of the entropy bonus: `gradScale` over the entropy tokens of all ranks; 0 without any. */
   readonly entropyScale: number;
   /** Sums over the whole scope, also in a slice. */
   readonly totals: PlanTotals;
@@ -73,7 +78,7 @@ export function finishPlan(
 ): AggregationPlan {
   const totals = readTotals(globalVector);
   const groupTokens = local.groupTokens ?? globalVector.subarray(NUM_TOTALS);
-  const { factor, counted, aggregation, scope, gradReduction, worldSize, lengthMask } = resolved;
+  const { gradScale, factor, counted, aggregation, scope, gradReduction, worldSize, lengthMask } = resolved;
   const seqScale = scales(op, aggregation, counted, factor, totals, local, groupTokens);
   const lengths = input.lengths.slice();
   return freezePlan({
@@ -86,7 +91,9 @@ export function finishPlan(
     lengths,
     ids: input.ids === undefined ? Int32Array.from(lengths.keys()) : [...input.ids],
     seqScale,
-    entropyScale: totals.entropyTokens > 0 ? factor / totals.entropyTokens : 0,
+    activeTokens: totals.tokens,
+    gradScale,
+    entropyScale: totals.entropyTokens > 0 ? gradScale / totals.entropyTokens : 0,
     totals,
     lengthHash: lengthHash(lengths),
   });

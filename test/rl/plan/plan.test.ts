@@ -66,6 +66,8 @@ describe('worked example: five sequences of 2, 3, 1, 3 and no tokens', () => {
       worldSize: 1,
       lengthMask: 'base',
       numSeqs: 5,
+      activeTokens: 9,
+      gradScale: 1,
       entropyScale: 1 / 9,
     });
     expect([...plan.lengths]).toEqual([2, 3, 1, 3, 0]);
@@ -238,7 +240,7 @@ describe('scopes, ranks and masks', () => {
     const mean = planAggregation({ lengths }, { ...tokenMean, worldSize: 3 });
     const sum = planAggregation({ lengths }, { ...tokenMean, worldSize: 3, gradReduction: 'sum' });
     expect([...mean.seqScale]).toEqual([0.5, 0.5]);
-    expect(mean.entropyScale).toBe(0.5);
+    expect([mean.entropyScale, mean.gradScale, sum.gradScale]).toEqual([0.5, 3, 1]);
     expect(sum.seqScale[0]).toBe(Math.fround(1 / 6));
     expect(sum.entropyScale).toBe(1 / 6);
   });
@@ -312,6 +314,8 @@ describe('slices', () => {
         expect(parts.flatMap(({ ids }) => Array.from(ids))).toEqual(Array.from(plan.ids));
         for (const part of parts) {
           expect(part.totals).toBe(plan.totals);
+          expect(part.activeTokens).toBe(plan.activeTokens);
+          expect(part.gradScale).toBe(plan.gradScale);
           expect(part.entropyScale).toBe(plan.entropyScale);
           expect(part.lengthHash).toBe(
             planAggregation(

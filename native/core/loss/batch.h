@@ -1,0 +1,60 @@
+#pragma once
+
+#include <algorithm>
+
+#include "core/loss/loss.h"
+#include "core/tensor.h"
+#include "core/visit.h"
+
+namespace varlen::loss {
+
+// The arrays of `ResponseBatch` (src/ops/response-batch.ts) beside its log-probabilities, and the
+// plan's weights: what every op of the policy loss takes.
+struct Batch {
+  HostOrTensor<int32_t> cu_seqlens;  // [numSeqs + 1], from 0 to totalTokens
+  Tensor old_logprobs;               // [totalTokens] float32, like the next three
+  Tensor ref_logprobs;
+  Tensor rollout_logprobs;
+  Tensor kept_log_mass;
+  Tensor loss_mask;                   // [totalTokens] uint8
+  Tensor kl_mask;                     // [totalTokens] uint8
+  HostOrTensor<float> advantages;     // [numSeqs] or [totalTokens]
+  int64_t advantages_per = 0;         // 0: told by the length, 1: sequence, 2: token
+  HostOrTensor<float> token_weights;  // [totalTokens]
+  HostOrTensor<float> seq_scale;      // [numSeqs]
+
+  template <class Visitor>
+  void Visit(Visitor& v) {
+    constexpr auto kDense = Layout::kContiguous;
+    v.HostOrTensor("cuSeqlens", cu_seqlens, {"numSeqs+1"}, Need::kRequired);
+    v.In("oldLogprobs", old_logprobs, kFloat32, {"totalTokens"}, kDense, Need::kOptional);
+    v.In("refLogprobs", ref_logprobs, kFloat32, {"totalTokens"}, kDense, Need::kOptional);
+    v.In("rolloutLogprobs", rollout_logprobs, kFloat32, {"totalTokens"}, kDense, Need::kOptional);
+    v.In("keptLogMass", kept_log_mass, kFloat32, {"totalTokens"}, kDense, Need::kOptional);
+    v.In("lossMask", loss_mask, kUint8, {"totalTokens"}, kDense, Need::kOptional);
+    v.In("klMask", kl_mask, kUint8, {"totalTokens"}, kDense, Need::kOptional);
+    v.HostOrTensor("advantages", advantages, {"numAdvantages"}, Need::kRequired);
+    v.Scalar("advantagesPer", advantages_per);
+    v.HostOrTensor("tokenWeights", token_weights, {"totalTokens"}, Need::kOptional);
+    v.HostOrTensor("seqScale", seq_scale, {"numSeqs"}, Need::kRequired);
+  }
+
+  int64_t num_seqs() const { return std::max<int64_t>(0, cu_seqlens.size() - 1); }
+
+  // What is known when the call is made: sizes, the arrays that are on the host, and the inputs
+  // that the configuration asks for.
+  Status Validate(const Config& config, int64_t num_tokens) const;
+  // The rest, in the stream.
+  Status ValidateInStream(int64_t num_tokens) const;
+  // The arrays as the loss takes them; log-probabilities and entropies are the op's to add.
+  Inputs ToInputs(int64_t num_tokens) const;
+  ReferenceInputs ToReference(int64_t num_tokens) const;
+
+ private:
+  bool PerToken(int64_t num_tokens) const {
+    return advantages_per == 2 ||
+           (advantages_per == 0 && advantages.size() == num_tokens && num_tokens != num_seqs());
+  }
+};
+
+}  // namespace varlen::loss
