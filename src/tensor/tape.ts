@@ -155,6 +155,31 @@ function addToLeaf(leaf: Tensor, gradient: Tensor): void {
   }
 }
 
+/** Who wants to know that a parameter has its gradient. */
+const leafHooks = new WeakMap<Tensor, () => void>();
+
+/**
+ * Calls `hook` during a backward as soon as it has brought `leaf` all its gradients: the rest of the walk
+ * goes on, and what the hook enqueues runs between. A leaf that the backward reaches without a gradient
+ * gets its call at the end. One hook a leaf; `undefined` takes it off.
+ */
+export function setLeafHook(leaf: Tensor, hook: (() => void) | undefined): void {
+  if (hook === undefined) leafHooks.delete(leaf);
+  else leafHooks.set(leaf, hook);
+}
+
+/** How many gradients each leaf with a hook may get from these nodes. */
+function countGradients(nodes: readonly TapeNode[]): Map<Tensor, number> {
+  const counts = new Map<Tensor, number>();
+  for (const { edges } of nodes) {
+    for (const edge of edges) {
+      if (edge === undefined || !('leaf' in edge) || !leafHooks.has(edge.leaf)) continue;
+      counts.set(edge.leaf, (counts.get(edge.leaf) ?? 0) + 1);
+    }
+  }
+  return counts;
+}
+
 /**
  * Fills `grad` of every parameter that `last` was computed from, consuming `gradient`.
  *
@@ -180,6 +205,7 @@ export function backward(op: string, last: Tensor, gradient: () => Tensor, retai
     );
   }
   const gradients = new Map<TapeNode, (Tensor | undefined)[]>();
+  const expected = countGradients(nodes);
   const give = (edge: Edge, value: Tensor): void => {
     if (edge === undefined) {
       value.dispose();
@@ -187,6 +213,12 @@ export function backward(op: string, last: Tensor, gradient: () => Tensor, retai
     }
     if ('leaf' in edge) {
       addToLeaf(edge.leaf, value);
+      const left = expected.get(edge.leaf);
+      if (left !== undefined) expected.set(edge.leaf, left - 1);
+      if (left === 1) {
+        expected.delete(edge.leaf);
+        leafHooks.get(edge.leaf)?.();
+      }
       return;
     }
     let slots = gradients.get(edge.node);
@@ -212,6 +244,7 @@ export function backward(op: string, last: Tensor, gradient: () => Tensor, retai
       }
       if (!retainGraph) free(node);
     }
+    for (const leaf of expected.keys()) leafHooks.get(leaf)?.();
   };
   try {
     scope(walk); // frees what a failure leaves behind
