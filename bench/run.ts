@@ -8,7 +8,10 @@ import { bench as benchAdamw } from './ops/adamw.bench.js';
 import { bench as benchAdd } from './ops/add.bench.js';
 import { bench as benchEmbedding } from './ops/embedding.bench.js';
 import { bench as benchGradClip } from './ops/grad-clip.bench.js';
+import { bench as benchGroupAdvantage } from './ops/group-advantage.bench.js';
 import { bench as benchLinear } from './ops/linear.bench.js';
+import { bench as benchPolicyLoss } from './ops/policy-loss.bench.js';
+import { bench as benchPolicyLossFromLogits } from './ops/policy-loss-from-logits.bench.js';
 import { bench as benchRmsNorm } from './ops/rms-norm.bench.js';
 import { bench as benchRope } from './ops/rope.bench.js';
 import { bench as benchSampling } from './ops/sampling.bench.js';
@@ -29,7 +32,10 @@ const BENCHES: Readonly<Record<string, Bench>> = {
   add: benchAdd,
   embedding: benchEmbedding,
   'grad-clip': benchGradClip,
+  'group-advantage': benchGroupAdvantage,
   linear: benchLinear,
+  'policy-loss': benchPolicyLoss,
+  'policy-loss-from-logits': benchPolicyLossFromLogits,
   'rms-norm': benchRmsNorm,
   rope: benchRope,
   sampling: benchSampling,
