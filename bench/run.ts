@@ -12,8 +12,11 @@ import { bench as benchCrossEntropy } from './ops/cross-entropy.bench.js';
 import { bench as benchCrossEntropyFromHidden } from './ops/cross-entropy-from-hidden.bench.js';
 import { bench as benchEmbedding } from './ops/embedding.bench.js';
 import { bench as benchGradClip } from './ops/grad-clip.bench.js';
+import { bench as benchGroupAdvantage } from './ops/group-advantage.bench.js';
 import { bench as benchLinear } from './ops/linear.bench.js';
 import { bench as benchPolicyLossFromHidden } from './ops/policy-loss-from-hidden.bench.js';
+import { bench as benchPolicyLoss } from './ops/policy-loss.bench.js';
+import { bench as benchPolicyLossFromLogits } from './ops/policy-loss-from-logits.bench.js';
 import { bench as benchRmsNorm } from './ops/rms-norm.bench.js';
 import { bench as benchRope } from './ops/rope.bench.js';
 import { bench as benchSampling } from './ops/sampling.bench.js';
@@ -41,6 +44,10 @@ const BENCHES: Readonly<Record<string, Bench>> = {
   'cross-entropy-from-hidden': benchCrossEntropyFromHidden,
   linear: benchLinear,
   'policy-loss-from-hidden': benchPolicyLossFromHidden,
+  'group-advantage': benchGroupAdvantage,
+  linear: benchLinear,
+  'policy-loss': benchPolicyLoss,
+  'policy-loss-from-logits': benchPolicyLossFromLogits,
   'rms-norm': benchRmsNorm,
   rope: benchRope,
   sampling: benchSampling,
