@@ -8,6 +8,7 @@ import { bench as benchAdd } from './ops/add.bench.js';
 import { bench as benchCrossEntropy } from './ops/cross-entropy.bench.js';
 import { bench as benchCrossEntropyFromHidden } from './ops/cross-entropy-from-hidden.bench.js';
 import { bench as benchEmbedding } from './ops/embedding.bench.js';
+import { bench as benchGeneralizedJsd } from './ops/generalized-jsd.bench.js';
 import { bench as benchLinear } from './ops/linear.bench.js';
 import { bench as benchPolicyLossFromHidden } from './ops/policy-loss-from-hidden.bench.js';
 import { bench as benchRmsNorm } from './ops/rms-norm.bench.js';
@@ -28,6 +29,7 @@ const BENCHES: Readonly<Record<string, Bench>> = {
   embedding: benchEmbedding,
   'cross-entropy': benchCrossEntropy,
   'cross-entropy-from-hidden': benchCrossEntropyFromHidden,
+  'generalized-jsd': benchGeneralizedJsd,
   linear: benchLinear,
   'policy-loss-from-hidden': benchPolicyLossFromHidden,
   'rms-norm': benchRmsNorm,

@@ -12,6 +12,7 @@ const WITHOUT_CUDA = [
   'cross-entropy',
   'cross-entropy-from-hidden',
   'embedding',
+  'generalized-jsd',
   'linear',
   'policy-loss-from-hidden',
   'rms-norm',

@@ -5,6 +5,7 @@
 #include "ops/cross-entropy-from-hidden/cross-entropy-from-hidden.h"
 #include "ops/cross-entropy/cross-entropy.h"
 #include "ops/embedding/embedding.h"
+#include "ops/generalized-jsd/generalized-jsd.h"
 #include "ops/linear/linear.h"
 #include "ops/policy-loss-from-hidden/policy-loss-from-hidden.h"
 #include "ops/rms-norm/rms-norm.h"
@@ -23,7 +24,7 @@ using Ops = OpList<                                                             
     cross_entropy_from_hidden::Backward,                                                     //
     embedding::Forward,                                                                      //
     embedding::Backward,                                                                     //
-    linear::Forward,                                                                         //
+    generalized_jsd::Forward, generalized_jsd::Backward, linear::Forward,                    //
     linear::Backward,                                                                        //
     policy_loss_from_hidden::Forward, policy_loss_from_hidden::Backward, rms_norm::Forward,  //
     rms_norm::Backward,                                                                      //

@@ -41,6 +41,8 @@ export type NativeOp =
   | 'crossEntropyFromHiddenBackward'
   | 'embedding'
   | 'embeddingBackward'
+  | 'generalizedJsd'
+  | 'generalizedJsdBackward'
   | 'linear'
   | 'linearBackward'
   | 'policyLossFromHidden'

@@ -3,6 +3,7 @@ export { crossEntropy } from './cross-entropy.js';
 export { type CrossEntropyFromHiddenOptions, crossEntropyFromHidden } from './cross-entropy-from-hidden.js';
 export type { CrossEntropyOptions, CrossEntropyResult } from './cross-entropy-options.js';
 export { type EmbeddingOptions, embedding } from './embedding.js';
+export { type GeneralizedJsdOptions, type GeneralizedJsdResult, generalizedJsd } from './generalized-jsd.js';
 export { lengthHash } from './length-hash.js';
 export { type LinearOptions, linear } from './linear.js';
 export type {
