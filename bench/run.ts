@@ -13,6 +13,7 @@ import { bench as benchCrossEntropyFromHidden } from './ops/cross-entropy-from-h
 import { bench as benchEmbedding } from './ops/embedding.bench.js';
 import { bench as benchGradClip } from './ops/grad-clip.bench.js';
 import { bench as benchGroupAdvantage } from './ops/group-advantage.bench.js';
+import { bench as benchGeneralizedJsd } from './ops/generalized-jsd.bench.js';
 import { bench as benchLinear } from './ops/linear.bench.js';
 import { bench as benchPolicyLossFromHidden } from './ops/policy-loss-from-hidden.bench.js';
 import { bench as benchPolicyLoss } from './ops/policy-loss.bench.js';
@@ -42,6 +43,7 @@ const BENCHES: Readonly<Record<string, Bench>> = {
   'grad-clip': benchGradClip,
   'cross-entropy': benchCrossEntropy,
   'cross-entropy-from-hidden': benchCrossEntropyFromHidden,
+  'generalized-jsd': benchGeneralizedJsd,
   linear: benchLinear,
   'policy-loss-from-hidden': benchPolicyLossFromHidden,
   'group-advantage': benchGroupAdvantage,
