@@ -4,7 +4,8 @@ import { argumentError } from '../errors.js';
 import { type SamplingOptions, sampling } from '../ops/index.js';
 import { Pcg32 } from '../pcg32.js';
 import { hash64 } from '../seeded-random.js';
-import { Decoder, type DecoderModel } from './generate/decoder.js';
+import { Decoder } from './generate/decoder.js';
+import type { Transformer } from './model/transformer.js';
 
 /** How tokens are drawn. */
 export type DrawOptions = Pick<SamplingOptions, 'temperature' | 'topK' | 'topP' | 'minP'>;
@@ -83,7 +84,7 @@ export class Generator implements Engine, Disposable {
   #stopping = 0;
   #generated = 0;
 
-  constructor(model: DecoderModel, options: GeneratorOptions) {
+  constructor(model: Transformer, options: GeneratorOptions) {
     const { slots, slotTokens } = options;
     this.#options = {
       temperature: 1,
@@ -255,10 +256,7 @@ export class Generator implements Engine, Disposable {
  * ```
  */
 export async function generate(
-  generator: Omit<Engine, 'poll' | 'submit'> & {
-    poll(): Promise<GeneratedEvent[]>;
-    submit(input: GeneratorInput, maxNew: number): void;
-  },
+  generator: Pick<Generator, 'capacity' | 'submit' | 'poll'>,
   prompts: readonly { readonly id: string; readonly promptIds: Int32Array }[],
   maxNew: number,
 ): Promise<GeneratedEvent[]> {

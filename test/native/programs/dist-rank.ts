@@ -126,7 +126,133 @@ async function concurrency(group: ProcessGroup): Promise<void> {
   await second.close();
 }
 
+/** Reduces 4 MiB over and over until something goes wrong; then the rank is still well. */
+async function reduceUntilFailure(group: ProcessGroup): Promise<void> {
+  const buffer = new Float32Array(2 ** 20);
+  for (let turn = 0; ; turn++) {
+    try {
+      await group.allReduce(buffer, 'sum');
+    } catch (error) {
+      say('rejected', { at: Date.now(), turn, ...describe(error) });
+      break;
+    }
+    if (turn === 0) say('running');
+  }
+  const again = performance.now();
+  await group.barrier().catch((error) => say('again', { ms: performance.now() - again, ...describe(error) }));
+}
+
+/** What `run` rejects with, or the word that it resolved. */
+async function outcome(run: () => Promise<unknown>): Promise<object | string> {
+  try {
+    await run();
+    return 'resolved';
+  } catch (error) {
+    return describe(error);
+  }
+}
+
+/** Faults that leave the processes alive, each in a group of its own. */
+async function softFaults(group: ProcessGroup): Promise<void> {
+  const { rank, size } = group;
+  const all = Array.from({ length: size }, (_, r) => r);
+  const odd = rank === size - 1;
+  const large = (length = 5000) => new Float32Array(length);
+  const mismatches: [string, (g: ProcessGroup) => Promise<unknown>][] = [
+    ['op', (g) => (odd ? g.barrier() : g.allReduce(large(), 'sum'))],
+    ['length', (g) => g.allReduce(large(odd ? 4000 : 5000), 'sum')],
+    ['small and large', (g) => g.allReduce(large(odd ? 2 : 5000), 'sum')],
+    ['dtype', (g) => g.allReduce(odd ? new Int32Array(5000) : large(), 'sum')],
+    ['root', (g) => g.broadcast(large(), odd ? 1 : 0)],
+    ['tag', (g) => g.barrier({ tag: odd ? 'x' : 'y' })],
+  ];
+  for (const [what, run] of mismatches) {
+    const inner = await group.subgroup(all);
+    say(`mismatch: ${what}`, { outcome: await outcome(() => run(inner)), state: inner.state });
+    await inner.close();
+  }
+
+  // One rank brings a bad argument and goes on: nobody has lost count.
+  const patient = await group.subgroup(all);
+  if (odd) say('bad argument', { outcome: await outcome(() => patient.allReduce([1] as never, 'sum')) });
+  const [sum] = await patient.allReduce(Int32Array.of(1), 'sum');
+  say('after bad argument', { sum });
+  // One rank never comes: it is named.
+  const late = odd ? 'away' : await outcome(() => patient.barrier({ timeoutMs: 1000 }));
+  say('late', { outcome: late });
+  await group.barrier();
+  if (odd) say('late rank', { outcome: await outcome(() => patient.barrier()) });
+  await patient.close();
+
+  const signalled = await group.subgroup(all);
+  if (odd) {
+    const reason = new Error('changed my mind');
+    const before = await outcome(() => signalled.barrier({ signal: AbortSignal.abort(reason) }));
+    say('signal before', { outcome: before });
+  }
+  await signalled.barrier(); // no number was lost
+  const controller = new AbortController();
+  if (odd) setTimeout(() => controller.abort(new Error('enough')), 100);
+  const during = odd
+    ? [signalled.allReduce(large(), 'sum', { signal: controller.signal }), signalled.barrier()]
+    : rank === 0
+      ? [] // does not call: the others wait
+      : [signalled.allReduce(large(), 'sum')];
+  say('signal during', { outcomes: await Promise.all(during.map((call) => outcome(() => call))) });
+  await group.barrier();
+  say('after signal', { outcome: await outcome(() => signalled.barrier()) });
+  await signalled.close();
+
+  const aborted = await group.subgroup(all);
+  const started = performance.now();
+  if (odd) setTimeout(() => aborted.abort(new Error('out of data')), 100);
+  const waiting = rank === 0 ? 'away' : await outcome(() => aborted.allGatherV(new Uint8Array(9000)));
+  say('abort', { outcome: waiting, ms: performance.now() - started - 100 });
+  await group.barrier();
+  await aborted.close();
+
+  const refusing = await group.subgroup(all);
+  const tooLong = await outcome(() =>
+    refusing.allGatherV(new Uint8Array(odd ? 9000 : 10), rank === 0 ? { maxBytes: 100 } : {}),
+  );
+  say('too long', { outcome: tooLong });
+  await group.barrier();
+  await refusing.close();
+}
+
+/** Ends this process in the middle of a collective of which it is part. */
+async function endBy(group: ProcessGroup, how: string): Promise<void> {
+  await group.barrier();
+  if (group.rank !== group.size - 1) return reduceUntilFailure(group);
+  void group.allReduce(new Float32Array(2 ** 20), 'sum').catch(() => {});
+  if (how === 'exit') process.exit(7);
+  if (how === 'main ends') return new Promise(() => {}); // an idle rank
+  setTimeout(() => {
+    throw new Error('a bug of the user');
+  });
+  await new Promise(() => {});
+}
+
 const scripts: Record<string, (group: ProcessGroup) => Promise<void>> = {
+  reduce: reduceUntilFailure,
+  'soft faults': softFaults,
+  exit: (group) => endBy(group, 'exit'),
+  throw: (group) => endBy(group, 'throw'),
+  /** Two reductions, the second one when the test says so by a signal. */
+  async patience(group) {
+    await group.allReduce(new Float32Array(5000), 'sum');
+    say('first');
+    await new Promise<void>((resolve) => {
+      const timer = setInterval(() => {}, 1000);
+      process.once('SIGUSR2', () => {
+        clearInterval(timer);
+        resolve();
+      });
+    });
+    const [sum] = await group.allReduce(new Float32Array(5000).fill(1), 'sum');
+    say('second', { sum });
+    await reduceUntilFailure(group);
+  },
   async collectives(group) {
     say('checked', { checks: await collectives(group) });
     await concurrency(group);
@@ -135,6 +261,8 @@ const scripts: Record<string, (group: ProcessGroup) => Promise<void>> = {
 
 async function main(): Promise<void> {
   const [script, optionsText = '{}'] = process.argv.slice(2);
+  say('starting');
+  if (script === 'never') return new Promise(() => setInterval(() => {}, 1000));
   const started = performance.now();
   const group = await init(JSON.parse(optionsText));
   say('ready', {
