@@ -3,9 +3,6 @@ import { benchCallOverhead } from '../src/cli/bench/call-overhead.js';
 import type { Bench } from '../src/cli/bench/measure.js';
 import { describeLines } from '../src/cli/bench.js';
 import { Device } from '../src/index.js';
-
-import { hasBatchTargets, measureBatchTargets } from './batch/targets.js';
-import { bench as benchSparsePrefill } from './ops/sparse-prefill.bench.js';
 import { bench as benchAdamw } from './ops/adamw.bench.js';
 import { bench as benchAdd } from './ops/add.bench.js';
 import { bench as benchCrossEntropy } from './ops/cross-entropy.bench.js';
@@ -21,11 +18,12 @@ import { bench as benchPolicyLossFromLogits } from './ops/policy-loss-from-logit
 import { bench as benchRmsNorm } from './ops/rms-norm.bench.js';
 import { bench as benchRope } from './ops/rope.bench.js';
 import { bench as benchSampling } from './ops/sampling.bench.js';
+import { bench as benchSparsePrefill } from './ops/sparse-prefill.bench.js';
 import { bench as benchSwiglu } from './ops/swiglu.bench.js';
 import { bench as benchVarlenAttention } from './ops/varlen-attention.bench.js';
-import { hasSuiteTargets, measureSuites } from './suites.js';
 import { bench as benchWriteRows } from './ops/write-rows.bench.js';
 import { hasRlTargets, measureRlTargets } from './rl/targets.js';
+import { hasSuiteTargets, measureSuites } from './suites.js';
 import { measureTargets, type Outcome, readTargets, type Target } from './targets.js';
 
 const USAGE = `npm run bench -- [name...] [--json] [--quick]
@@ -79,7 +77,7 @@ async function runBenches(names: readonly string[], { json, quick }: Flags): Pro
 
 async function* measureAll({ quick, only }: Flags): AsyncGenerator<Outcome> {
   yield* measureTargets(only, quick, (id, why) => console.error(`${id}: not measured: ${why}`));
-  yield* measureBatchTargets(only);
+  yield* measureSuites(only);
   yield* measureRlTargets(only);
   yield* measureSuites(only);
 }
@@ -144,10 +142,10 @@ async function main(): Promise<void> {
   if (!values.targets) return runBenches(positionals, flags);
   const { only } = values;
   const known = (name: string) =>
-    hasBatchTargets(name) ||
+    hasSuiteTargets(name) ||
     hasRlTargets(name) ||
     readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
-    hasSuiteTargets(name) || readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
+  hasSuiteTargets(name) || readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
   if (only !== undefined && !known(only)) {
     fail(`no target '${only}'`);
   }
