@@ -15,6 +15,7 @@
 #include "ops/rms-norm/rms-norm.h"
 #include "ops/rope/rope.h"
 #include "ops/sampling/sampling.h"
+#include "ops/sparse-prefill/sparse-prefill.h"
 #include "ops/swiglu/swiglu.h"
 #include "ops/varlen-attention/varlen-attention.h"
 #include "ops/write-rows/write-rows.h"
@@ -47,6 +48,12 @@ using Ops = OpList<
     rope::Forward,
     rope::Backward,
     sampling::Forward,
+    sparse_prefill::Forward,
+    sparse_prefill::Count,
+    sparse_prefill::Indices,
+    sparse_prefill::Mask,
+    sparse_prefill::Merge,
+    sparse_prefill::Plan,
     swiglu::Forward,
     swiglu::Backward,
     varlen_attention::Forward,

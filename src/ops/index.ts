@@ -55,6 +55,16 @@ export { type SamplingOptions, type SamplingResult, sampling } from './sampling.
 export type { SequenceScales } from './sequence-scales.js';
 export { type SwigluOptions, swiglu } from './swiglu.js';
 export {
+  type AttentionState,
+  lseToLog2,
+  type MergeOptions,
+  mergeAttentionStates,
+  type RunnablePlan,
+  type SparsePrefillOptions,
+  type SparsePrefillResult,
+  sparsePrefill,
+} from './sparse-prefill.js';
+export {
   type SavedForBackward,
   type VarlenAttentionBackwardOptions,
   type VarlenAttentionGradients,

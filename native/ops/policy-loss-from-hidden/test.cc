@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <memory>
 #include <string>
@@ -543,6 +544,40 @@ TEST_CASE("policyLossFromHidden: no token, and none that counts, give 0 and zero
     }
   }
 }
+
+#ifdef __linux__
+// A number of /proc/self/status, in bytes.
+int64_t ProcessBytes(const char* name) {
+  std::ifstream status("/proc/self/status");
+  std::string word;
+  while (status >> word) {
+    int64_t kib = 0;
+    if (word == name && status >> kib) return kib * 1024;
+  }
+  return 0;
+}
+
+TEST_CASE("policyLossFromHidden: 4096 tokens x 151,936 words take 8 MiB per thread") {
+  constexpr int64_t kTokens = 4096, kVocab = 151936;
+  Call call = RandomCall(Shape{{kTokens}, 16, kVocab, false}, DType::kF32, Ppo(0.01, 1e-4));
+  call.Allocate(false);
+  // Memory of the results counts for nothing: it is there before.
+  for (const auto& [name, tensor] : call.Results()) {
+    std::memset(tensor.address(), 1, static_cast<size_t>(tensor.size() * SizeOf(tensor.dtype)));
+  }
+  *call.backward.d_loss.data<float>() = 1;
+  std::ofstream("/proc/self/clear_refs") << "5";  // starts the peak anew
+  const int64_t before = ProcessBytes("VmRSS:");
+  REQUIRE(Run(call.forward).ok());
+  REQUIRE(Run(call.backward).ok());
+  const int64_t extra = ProcessBytes("VmHWM:") - before;
+  const int64_t materialised = kTokens * kVocab * int64_t{sizeof(float)};
+  MESSAGE("extra memory: " << extra / 1024 << " KiB on " << NumThreads() << " threads; the logits "
+                           << "would take " << materialised / 1024 << " KiB");
+  CHECK(extra <= (int64_t{8} << 20) * NumThreads());
+  CHECK(20 * (extra + call.backward.gradients.d_weight.size() * 4) <= materialised);
+}
+#endif
 
 TEST_CASE("policyLossFromHidden: a target outside the vocabulary is refused with its row") {
   for (int32_t bad : {-1, 9, -100}) {

@@ -15,7 +15,7 @@ export interface PlanInput {
   readonly effectiveLengths?: Int32Array;
   /** `[numSeqs]`, equal value = same prompt. Needed by `group-mean-token-mean`. */
   readonly groupIds?: Int32Array;
-  /** `[numSeqs]`, names of the sequences, kept beside the weights. Default `0 .. numSeqs - 1`. */
+  /** `[numSeqs]`, names of the sequences, kept beside the weights. */
   readonly ids?: readonly (string | number)[];
   /** Tokens that take part in the entropy bonus, of this rank. Default: all active tokens. */
   readonly entropyTokens?: number;
