@@ -16,8 +16,6 @@ import { rolloutWeights } from '../rl/rollout-correction.js';
 /** A plan, or scales of one's own; in float64 when no rounding is wanted. */
 export type EquationScales = Omit<SequenceScales, 'seqScale'> & {
   readonly seqScale: Float32Array | Float64Array;
-  /** Default `gradScale / activeTokens`. */
-  readonly entropyScale?: number;
 };
 
 /** Value of the equation. */
@@ -130,9 +128,7 @@ export class Equation {
         if (eligible && batch.entropies !== undefined) entropySum += batch.entropies[t];
       }
     });
-    const { activeTokens, gradScale } = scales;
-    const entropyScale = scales.entropyScale ?? (activeTokens > 0 ? gradScale / activeTokens : 0);
-    const entropyBonus = entropyCoef * entropyScale * entropySum;
+    const entropyBonus = entropyCoef * scales.entropyScale * entropySum;
     return { loss: pgLoss + klLoss - entropyBonus, pgLoss, klLoss, entropyBonus, perTokenLoss };
   }
 }
