@@ -1,26 +1,76 @@
 export { Pcg32, type Pcg32State } from '../pcg32.js';
-export { adamw, type AdamwOptions, type AdamwTensors } from './adamw.js';
-export { add, type AddOptions } from './add.js';
-export { crossEntropyFromHidden, type CrossEntropyFromHiddenOptions } from './cross-entropy-from-hidden.js';
-export { type CrossEntropyOptions, type CrossEntropyResult } from './cross-entropy-options.js';
+export { type AdamwOptions, type AdamwTensors, adamw } from './adamw.js';
+export { type AddOptions, add } from './add.js';
 export { crossEntropy } from './cross-entropy.js';
-export { embedding, type EmbeddingOptions } from './embedding.js';
-export { generalizedJsd, type GeneralizedJsdOptions, type GeneralizedJsdResult } from './generalized-jsd.js';
-export { gradClip, type GradClipOptions } from './grad-clip.js';
-export { groupAdvantage, type GroupAdvantageOptions } from './group-advantage.js';
+export { type CrossEntropyFromHiddenOptions, crossEntropyFromHidden } from './cross-entropy-from-hidden.js';
+export type { CrossEntropyOptions, CrossEntropyResult } from './cross-entropy-options.js';
+export { type EmbeddingOptions, embedding } from './embedding.js';
+export { type GeneralizedJsdOptions, type GeneralizedJsdResult, generalizedJsd } from './generalized-jsd.js';
+export { type GradClipOptions, gradClip } from './grad-clip.js';
+export { type GroupAdvantageOptions, groupAdvantage } from './group-advantage.js';
 export { lengthHash } from './length-hash.js';
-export { linear, type LinearOptions } from './linear.js';
-export { type ClipRule, type KlConfig, type KlKind, type PolicyLossConfig, type RatioConfig, type RatioLevel, type RolloutCorrection } from './policy-loss-config.js';
-export { policyLossFromHidden, type HiddenBatch, type PolicyLossFromHiddenOptions, type PolicyLossFromHiddenResult } from './policy-loss-from-hidden.js';
-export { policyLossFromLogits, policyLossFromLogitsBackward, type LogitsBatch, type PolicyLossFromLogitsBackwardOptions, type PolicyLossFromLogitsOptions, type PolicyLossFromLogitsResult, type SavedLogits } from './policy-loss-from-logits.js';
-export { mergeStats, type GroupStats, type PolicyLossStats, type PolicyLossSums } from './policy-loss-stats.js';
-export { policyLoss, policyLossBackward, type PolicyLossOptions, type PolicyLossOutputs, type PolicyLossResult, type PolicyLossStatsReader } from './policy-loss.js';
-export { type ResponseBatch } from './response-batch.js';
-export { addRmsNorm, rmsNorm, type AddRmsNormResult, type RmsNormOptions } from './rms-norm.js';
-export { rope, ropeTable, type RopeOptions } from './rope.js';
-export { sampling, type SamplingOptions, type SamplingResult } from './sampling.js';
-export { type SequenceScales } from './sequence-scales.js';
-export { lseToLog2, mergeAttentionStates, sparsePrefill, type AttentionState, type MergeOptions, type RunnablePlan, type SparsePrefillOptions, type SparsePrefillResult } from './sparse-prefill.js';
-export { swiglu, type SwigluOptions } from './swiglu.js';
-export { type SavedForBackward, type VarlenAttentionBackwardOptions, type VarlenAttentionGradients, type VarlenAttentionOptions, type VarlenAttentionResult, varlenAttention, varlenAttentionBackward } from './varlen-attention.js';
+export { type LinearOptions, linear } from './linear.js';
+export {
+  type PolicyLossOptions,
+  type PolicyLossOutputs,
+  type PolicyLossResult,
+  type PolicyLossStatsReader,
+  policyLoss,
+  policyLossBackward,
+} from './policy-loss.js';
+export type {
+  ClipRule,
+  KlConfig,
+  KlKind,
+  PolicyLossConfig,
+  RatioConfig,
+  RatioLevel,
+  RolloutCorrection,
+} from './policy-loss-config.js';
+export {
+  type HiddenBatch,
+  type PolicyLossFromHiddenOptions,
+  type PolicyLossFromHiddenResult,
+  policyLossFromHidden,
+} from './policy-loss-from-hidden.js';
+export {
+  type LogitsBatch,
+  type PolicyLossFromLogitsBackwardOptions,
+  type PolicyLossFromLogitsOptions,
+  type PolicyLossFromLogitsResult,
+  policyLossFromLogits,
+  policyLossFromLogitsBackward,
+  type SavedLogits,
+} from './policy-loss-from-logits.js';
+export {
+  type GroupStats,
+  mergeStats,
+  type PolicyLossStats,
+  type PolicyLossSums,
+} from './policy-loss-stats.js';
+export type { ResponseBatch } from './response-batch.js';
+export { type AddRmsNormResult, addRmsNorm, type RmsNormOptions, rmsNorm } from './rms-norm.js';
+export { type RopeOptions, rope, ropeTable } from './rope.js';
+export { type SamplingOptions, type SamplingResult, sampling } from './sampling.js';
+export type { SequenceScales } from './sequence-scales.js';
+export {
+  type AttentionState,
+  lseToLog2,
+  type MergeOptions,
+  mergeAttentionStates,
+  type RunnablePlan,
+  type SparsePrefillOptions,
+  type SparsePrefillResult,
+  sparsePrefill,
+} from './sparse-prefill.js';
+export { type SwigluOptions, swiglu } from './swiglu.js';
+export {
+  type SavedForBackward,
+  type VarlenAttentionBackwardOptions,
+  type VarlenAttentionGradients,
+  type VarlenAttentionOptions,
+  type VarlenAttentionResult,
+  varlenAttention,
+  varlenAttentionBackward,
+} from './varlen-attention.js';
 export { type WriteRowsOptions, writeRows } from './write-rows.js';
