@@ -6,7 +6,7 @@
 namespace varlen::addon {
 namespace {
 
-// { isa, cudaProblem, cudaReason, runtimeVersion, driverVersion, devices }
+// { isa, isaNote, cudaProblem, cudaReason, runtimeVersion, driverVersion, devices }
 Napi::Value Info(const Napi::CallbackInfo& call) {
   const CudaStatus& cuda = CudaStatusOfThisProcess();
   Napi::Env env = call.Env();
@@ -22,6 +22,7 @@ Napi::Value Info(const Napi::CallbackInfo& call) {
   }
   Napi::Object info = Napi::Object::New(env);
   info.Set("isa", NameOf(ActiveIsa()));
+  info.Set("isaNote", IsaNote());
   info.Set("cudaProblem", CudaProblemName(cuda.problem));
   info.Set("cudaReason", cuda.reason);
   info.Set("runtimeVersion", cuda.runtime_version);

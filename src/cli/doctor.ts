@@ -210,6 +210,7 @@ function describe({ platform, version, cpu, threads, checks, exitCode }: Report)
   const { os, arch, node, libc: c } = platform;
   const lines = [`varlen ${version} on ${[`${os}-${arch}`, c, `Node ${node}`].filter(Boolean).join(', ')}`];
   if (cpu !== null) lines.push(`${cpu.model}, ${cpu.isa}, ${threads} of ${cpu.cores} cores`);
+  if (cpu?.isaNote !== undefined) lines.push(cpu.isaNote);
   for (const { name, status, detail, fix } of checks) {
     lines.push(`${MARKS[status]}  ${name.padEnd(6)}  ${detail}`);
     if (fix !== undefined) lines.push(`${' '.repeat(16)}fix: ${fix}`);

@@ -20,7 +20,7 @@ export async function main(argv: readonly string[]): Promise<number> {
     ['binary', info.version],
     ['cpu', cpu.model],
     ['cores', String(cpu.cores)],
-    ['isa', cpu.isa],
+    ['isa', cpu.isaNote === undefined ? cpu.isa : `${cpu.isa} (${cpu.isaNote})`],
     ['threads', String(info.threads)],
     [
       'cuda',

@@ -44,7 +44,12 @@ export interface DirectCall {
 
 /** Why a group ended, as every rank is told. */
 export interface GroupFailure {
-  readonly code: 'ERR_VARLEN_DIST_TIMEOUT' | 'ERR_VARLEN_DIST_PEER_LOST' | 'ERR_VARLEN_DIST_ABORTED';
+  readonly code:
+    | 'ERR_VARLEN_DIST_TIMEOUT'
+    | 'ERR_VARLEN_DIST_PEER_LOST'
+    | 'ERR_VARLEN_DIST_ABORTED'
+    | 'ERR_VARLEN_DIST_MISMATCH'
+    | 'ERR_VARLEN_DIST_STORE';
   /** The rank that noticed, or that asked for the end. */
   readonly origin: number;
   /** The exchange that failed, or 0. */
@@ -235,7 +240,7 @@ export class ExchangeGroup implements ProcessGroup {
             bytes: host.byteLength,
             tag: shapes,
             payload: bytesOf(host),
-            fill: () => stage.read(),
+            fill: async () => (this.backend === 'sim' ? stage.readSync() : stage.read()),
             direct: { op: 'allReduce', dtype, reduction, root: 0, output: host },
             read({ messages }, _, direct) {
               if (!direct) reduceInto(host, messages.map(payloadOf), op);
@@ -440,7 +445,7 @@ export class ExchangeGroup implements ProcessGroup {
     request.fill().then(
       () => {
         if (this.#state !== 'ready') return;
-        if (call.direct === undefined) call.message = Buffer.concat([call.message, payload]);
+        if (call.direct === undefined) call.message = withPayload(call.message, payload);
         this.#send(call);
       },
       (error) => this.#refuse(call, error),
@@ -599,6 +604,14 @@ const noBytes = new Uint8Array(0);
 
 function bytesOf(array: CollectiveArray): Uint8Array {
   return new Uint8Array(array.buffer as ArrayBuffer, array.byteOffset, array.byteLength);
+}
+
+/** A message of its own memory; a Buffer's might lie in a pool, where arrays have no room to align. */
+function withPayload(signature: Uint8Array, payload: Uint8Array): Uint8Array {
+  const message = new Uint8Array(signature.length + payload.length);
+  message.set(signature);
+  message.set(payload, signature.length);
+  return message;
 }
 
 function payloadOf(message: Uint8Array): Uint8Array {

@@ -1,5 +1,6 @@
 export type { AlignOptions, RoundDecision, RoundHeader } from './align.js';
 export { alignRound } from './align.js';
+export { type InitOptions, init, type StoreOptions } from './init.js';
 export { type LocalFault, type LocalOptions, localGroups } from './local-group.js';
 export type {
   Backend,

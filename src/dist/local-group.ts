@@ -27,7 +27,7 @@ export interface LocalOptions {
  * `n` ranks in this thread, joined in memory: `groups[r]` is rank `r`.
  *
  * Start one asynchronous function per rank; each may only wait for its own group.
- * For ranks in worker threads see `sharedGroupHandles`. `allReduceTensors` is not available here.
+ * For ranks in worker threads see `sharedGroupHandles`.
  *
  * ```ts
  * const groups = localGroups(4);

@@ -6,18 +6,34 @@ import { packageRoot } from '../native/load.js';
 import { type StoreAddress, storeError } from './store-client.js';
 import { StoreServer } from './store-server.js';
 
-/** A server that is listening, in a thread of its own. */
+/** A server that is listening. */
 export interface StoreHost {
   readonly port: number;
   close(): Promise<void>;
 }
 
+/** The servers of this process, by address. */
+const hosted = new Map<string, Promise<StoreHost>>();
+
 /**
- * Starts a server on one address of this machine; port 0 takes a free port.
+ * The store that this process serves on one of its addresses, started at the first call. It stays until
+ * the process ends: peers may still be on their way to a next group. It does not keep the process alive.
  *
  * @throws `ERR_VARLEN_DIST_STORE` when the port is taken or the address is not of this machine
  */
-export async function hostStore(address: StoreAddress): Promise<StoreHost> {
+export function hostStore(address: StoreAddress): Promise<StoreHost> {
+  const name = `${address.host}:${address.port}`;
+  let host = hosted.get(name);
+  if (host === undefined) {
+    host = startStore(address);
+    hosted.set(name, host);
+    host.catch(() => hosted.delete(name));
+  }
+  return host;
+}
+
+/** Starts a server in a thread of its own; port 0 takes a free port. */
+export async function startStore(address: StoreAddress): Promise<StoreHost> {
   const file = [join(__dirname, 'store-worker.js'), join(packageRoot, 'lib', 'dist', 'store-worker.js')].find(
     existsSync,
   );

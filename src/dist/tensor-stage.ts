@@ -1,7 +1,7 @@
 /** Tensors on their way through a collective: their elements in one host array, then back. */
 import { wrongType } from '../check.js';
 import { argumentError, varlenError } from '../errors.js';
-import { assign, create, read, release } from '../native/binding.js';
+import { assign, create, read, readSync, release } from '../native/binding.js';
 import { Tensor } from '../tensor/index.js';
 import type { ReducibleTensor } from './process-group.js';
 
@@ -14,6 +14,8 @@ export interface TensorStage {
   readonly shapes: string;
   /** Fills `host`, once the work that makes the tensors is done. */
   read(): Promise<void>;
+  /** The same, blocking: virtual time does not wait for real work. */
+  readSync(): void;
   /** Overwrites the tensors with `host`, in the order of their streams. */
   write(): void;
 }
@@ -67,6 +69,9 @@ function stageOf(tensors: readonly Tensor[], Type: typeof Float32Array | typeof 
     async read() {
       await Promise.all(parts.map(({ tensor, part }) => readInto(tensor, part)));
     },
+    readSync() {
+      for (const { tensor, part } of parts) readIntoSync(tensor, part);
+    },
     write() {
       for (const { tensor, part } of parts) {
         const made = create(dtype, tensor.shape, part);
@@ -81,15 +86,17 @@ function stageOf(tensors: readonly Tensor[], Type: typeof Float32Array | typeof 
   };
 }
 
+/** The tensor itself, or a copy of it in the type it travels in. */
+function widened(tensor: Tensor): Tensor {
+  return tensor.dtype === 'float32' || tensor.dtype === 'float64' ? tensor.alias() : tensor.copy('float32');
+}
+
+function readIntoSync(tensor: Tensor, part: Float32Array | Float64Array): void {
+  using wide = widened(tensor);
+  readSync(wide.handle, part);
+}
+
 async function readInto(tensor: Tensor, part: Float32Array | Float64Array): Promise<void> {
-  if (tensor.dtype === 'float32' || tensor.dtype === 'float64') {
-    await read(tensor.handle, part);
-    return;
-  }
-  const wide = tensor.copy('float32');
-  try {
-    await read(wide.handle, part);
-  } finally {
-    wide.dispose();
-  }
+  using wide = widened(tensor);
+  await read(wide.handle, part);
 }

@@ -11,6 +11,8 @@ export interface CustomCollective {
   readonly size: number;
   /** Every rank's bytes in rank order; lengths may differ. Rejects when a peer is lost. */
   allGather(send: Uint8Array): Promise<Uint8Array[]>;
+  /** The collective of the listed ranks, which this one is among. Without it there are no subgroups. */
+  subgroup?(ranks: readonly number[]): CustomCollective | Promise<CustomCollective>;
   /** Default deadline of a collective in milliseconds. Default 120,000. */
   readonly timeoutMs?: number;
 }
@@ -19,11 +21,15 @@ export interface CustomCollective {
  * A process group over one function that gathers bytes.
  *
  * `abort()` and failures stay local: `allGather` has no way to tell peers, so that they end at their
- * own deadline. `subgroup` needs point-to-point knowledge and rejects with `ERR_VARLEN_UNSUPPORTED`.
+ * own deadline. `subgroup` rejects with `ERR_VARLEN_UNSUPPORTED` unless the collective brings its own.
  *
  * @throws VarlenInputError `ERR_VARLEN_RANGE`, `ERR_VARLEN_TYPE`
  */
 export function wrapGroup(collective: CustomCollective): ProcessGroup {
+  return new ExchangeGroup(wrappedTransport(collective), collective.timeoutMs ?? DEFAULT_TIMEOUT_MS);
+}
+
+function wrappedTransport(collective: CustomCollective): Transport {
   const op = 'wrapGroup';
   const { rank, size, timeoutMs = DEFAULT_TIMEOUT_MS } = collective;
   checkWorldSize(op, size);
@@ -63,13 +69,14 @@ export function wrapGroup(collective: CustomCollective): ProcessGroup {
       }),
     fail() {},
     onFailure() {},
-    subgroup() {
-      const problem = 'cannot be made from a wrapped collective; wrap one for each subgroup';
+    async subgroup(ranks) {
+      if (collective.subgroup !== undefined) return wrappedTransport(await collective.subgroup(ranks));
+      const problem = 'cannot be made from this wrapped collective; give it a function `subgroup`';
       throw argumentError('ERR_VARLEN_UNSUPPORTED', 'subgroup', 'ranks', problem);
     },
     close() {},
   };
-  return new ExchangeGroup(transport, timeoutMs);
+  return transport;
 }
 
 function deliver(
@@ -80,6 +87,8 @@ function deliver(
 ): void {
   const whole =
     Array.isArray(messages) && messages.length === size && messages.every((m) => m instanceof Uint8Array);
-  if (whole) resolve({ messages: messages as Uint8Array[] });
+  // A Buffer slices without a copy: plain arrays from here on.
+  const plain = (m: Uint8Array) => new Uint8Array(m.buffer as ArrayBuffer, m.byteOffset, m.length);
+  if (whole) resolve({ messages: (messages as Uint8Array[]).map(plain) });
   else fail('ERR_VARLEN_DIST_PEER_LOST', `the wrapped allGather must resolve to ${size} Uint8Arrays`);
 }

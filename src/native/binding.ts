@@ -34,6 +34,7 @@ export interface NativeTensor {
 
 /** One line per op, the same list as native/addon/ops.h. */
 export type NativeOp =
+  | 'adamw'
   | 'add'
   | 'crossEntropy'
   | 'crossEntropyBackward'
@@ -43,18 +44,32 @@ export type NativeOp =
   | 'embeddingBackward'
   | 'generalizedJsd'
   | 'generalizedJsdBackward'
+  | 'gradClip'
+  | 'groupAdvantage'
   | 'linear'
   | 'linearBackward'
+  | 'mergeAttentionStates'
+  | 'policyLoss'
+  | 'policyLossBackward'
   | 'policyLossFromHidden'
   | 'policyLossFromHiddenBackward'
+  | 'policyLossFromLogits'
+  | 'policyLossFromLogitsBackward'
   | 'rmsNorm'
   | 'rmsNormBackward'
   | 'rope'
   | 'ropeBackward'
+  | 'sampling'
+  | 'sparsePrefill'
+  | 'sparsePrefillCount'
+  | 'sparsePrefillIndices'
+  | 'sparsePrefillMask'
+  | 'sparsePrefillPlan'
   | 'swiglu'
   | 'swigluBackward'
   | 'varlenAttention'
-  | 'varlenAttentionBackward';
+  | 'varlenAttentionBackward'
+  | 'writeRows';
 
 type Kind = 'tensor' | 'tensors' | 'ints' | 'floats' | 'integer' | 'number' | 'flag' | 'output';
 
@@ -113,6 +128,8 @@ interface Addon {
 /** What the native side knows about this machine. */
 export interface NativeInfo {
   readonly isa: string;
+  /** Why VARLEN_CPU_ISA was not followed; empty if it was, or is not set. */
+  readonly isaNote: string;
   readonly cudaProblem: string;
   readonly cudaReason: string;
   readonly runtimeVersion: number;

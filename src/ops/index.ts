@@ -1,11 +1,23 @@
+export { Pcg32, type Pcg32State } from '../pcg32.js';
+export { type AdamwOptions, type AdamwTensors, adamw } from './adamw.js';
 export { type AddOptions, add } from './add.js';
 export { crossEntropy } from './cross-entropy.js';
 export { type CrossEntropyFromHiddenOptions, crossEntropyFromHidden } from './cross-entropy-from-hidden.js';
 export type { CrossEntropyOptions, CrossEntropyResult } from './cross-entropy-options.js';
 export { type EmbeddingOptions, embedding } from './embedding.js';
 export { type GeneralizedJsdOptions, type GeneralizedJsdResult, generalizedJsd } from './generalized-jsd.js';
+export { type GradClipOptions, gradClip } from './grad-clip.js';
+export { type GroupAdvantageOptions, groupAdvantage } from './group-advantage.js';
 export { lengthHash } from './length-hash.js';
 export { type LinearOptions, linear } from './linear.js';
+export {
+  type PolicyLossOptions,
+  type PolicyLossOutputs,
+  type PolicyLossResult,
+  type PolicyLossStatsReader,
+  policyLoss,
+  policyLossBackward,
+} from './policy-loss.js';
 export type {
   ClipRule,
   KlConfig,
@@ -22,6 +34,16 @@ export {
   policyLossFromHidden,
 } from './policy-loss-from-hidden.js';
 export {
+  type LogitsBatch,
+  type PolicyLossFromLogitsBackwardOptions,
+  type PolicyLossFromLogitsOptions,
+  type PolicyLossFromLogitsResult,
+  policyLossFromLogits,
+  policyLossFromLogitsBackward,
+  type SavedLogits,
+} from './policy-loss-from-logits.js';
+
+export {
   type GroupStats,
   mergeStats,
   type PolicyLossStats,
@@ -30,8 +52,19 @@ export {
 export type { ResponseBatch } from './response-batch.js';
 export { type AddRmsNormResult, addRmsNorm, type RmsNormOptions, rmsNorm } from './rms-norm.js';
 export { type RopeOptions, rope, ropeTable } from './rope.js';
+export { type SamplingOptions, type SamplingResult, sampling } from './sampling.js';
 export type { SequenceScales } from './sequence-scales.js';
 export { type SwigluOptions, swiglu } from './swiglu.js';
+export {
+  type AttentionState,
+  lseToLog2,
+  type MergeOptions,
+  mergeAttentionStates,
+  type RunnablePlan,
+  type SparsePrefillOptions,
+  type SparsePrefillResult,
+  sparsePrefill,
+} from './sparse-prefill.js';
 export {
   type SavedForBackward,
   type VarlenAttentionBackwardOptions,
@@ -41,3 +74,4 @@ export {
   varlenAttention,
   varlenAttentionBackward,
 } from './varlen-attention.js';
+export { type WriteRowsOptions, writeRows } from './write-rows.js';

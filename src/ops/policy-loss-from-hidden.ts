@@ -103,10 +103,10 @@ function readPlan(plan: SequenceScales, entropyScale: number | undefined) {
   if (typeof plan !== 'object' || plan === null || !(plan.seqScale instanceof Float32Array)) {
     throw wrongType(OP, 'plan', plan, 'an aggregation plan');
   }
-  const { seqScale, lengthHash, activeTokens, gradScale } = plan;
+  const { seqScale, lengthHash } = plan;
   return {
     seqScale,
-    entropyScale: entropyScale ?? (activeTokens > 0 ? gradScale / activeTokens : 0),
+    entropyScale: entropyScale ?? plan.entropyScale,
     hashLow: Number.parseInt(lengthHash.slice(0, 8), 16),
     hashHigh: Number.parseInt(lengthHash.slice(8), 16),
   };

@@ -43,7 +43,14 @@ export type CudaStatus =
 export interface DeviceInfo {
   /** Version of the native binary. */
   readonly version: string;
-  readonly cpu: { readonly model: string; readonly cores: number; readonly isa: string };
+  readonly cpu: {
+    readonly model: string;
+    readonly cores: number;
+    /** Instruction set of the CPU kernels: `baseline`, `avx2`, `avx512`, `avx512-bf16` or `neon`. */
+    readonly isa: string;
+    /** Why `VARLEN_CPU_ISA` was not followed; absent if it was, or is not set. */
+    readonly isaNote?: string;
+  };
   /** Threads that may work on one op. */
   readonly threads: number;
   readonly cuda: CudaStatus;
@@ -84,7 +91,12 @@ function cudaStatus(native: ReturnType<typeof info>): CudaStatus {
  */
 export function deviceInfo(): DeviceInfo {
   const native = info();
-  const cpu = { model: cpus()[0]?.model.trim() ?? 'unknown', cores: availableParallelism(), isa: native.isa };
+  const cpu = {
+    model: cpus()[0]?.model.trim() ?? 'unknown',
+    cores: availableParallelism(),
+    isa: native.isa,
+    ...(native.isaNote === '' ? {} : { isaNote: native.isaNote }),
+  };
   return Object.freeze({
     version: native.version,
     cpu: Object.freeze(cpu),

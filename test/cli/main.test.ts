@@ -65,6 +65,16 @@ describe('varlen info', () => {
     expect(stderr).toMatch(/isa +\S+/);
   });
 
+  test('says why an instruction set that was asked for is not used', async () => {
+    const { stdout } = await runVarlen(['info', '--json'], { VARLEN_CPU_ISA: 'avx9000' });
+    const { cpu } = JSON.parse(stdout);
+    expect(cpu.isaNote).toBe(
+      `VARLEN_CPU_ISA=avx9000 is none of baseline, avx2, avx512, avx512-bf16, neon; using ${cpu.isa}`,
+    );
+    const { stderr } = await runVarlen(['doctor'], { VARLEN_CPU_ISA: 'avx9000' });
+    expect(stderr).toContain(cpu.isaNote);
+  });
+
   test('fails with the loader’s code where there is no binary', async () => {
     const { code, stdout, stderr } = await runVarlen(['info', '--json'], { VARLEN_PREBUILD: '/nonexistent' });
     expect({ code, stdout }).toEqual({ code: 1, stdout: '' });

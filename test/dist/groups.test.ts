@@ -5,6 +5,7 @@ import type { ProcessGroup, ReduceOp } from '../../src/dist/process-group.js';
 import { joinSharedGroup, sharedGroupHandles } from '../../src/dist/shared-group.js';
 import { simGroups } from '../../src/dist/sim-group.js';
 import { wrapGroup } from '../../src/dist/wrap-group.js';
+import { Tensor } from '../../src/index.js';
 
 const engines: [string, (n: number, timeoutMs?: number) => ProcessGroup[]][] = [
   ['local', (n, timeoutMs = 2000) => localGroups(n, { timeoutMs })],
@@ -122,6 +123,37 @@ describe.each(engines)('%s', (name, groupsOf) => {
     expect([...(await alone.allGather(Int32Array.of(7), new Int32Array(1)))]).toEqual([7]);
   });
 
+  test('tensors of every floating-point type are reduced in place, on the stream that wrote them', async () => {
+    const results = await each(groupsOf(3), async (group) => {
+      const k = group.rank + 1;
+      const tensors = [
+        Tensor.from(Float32Array.of(k, 2 * k, 0.5), { shape: [3, 1] }),
+        Tensor.from(Float64Array.of(k / 4)),
+        Tensor.from(Float32Array.of(k, -k), { dtype: 'bfloat16' }),
+        Tensor.from(Float32Array.of(k / 8), { dtype: 'float16' }),
+        Tensor.from(new Float32Array(0)),
+      ];
+      await group.allReduceTensors(tensors, 'sum');
+      await group.allReduceTensors(tensors.slice(0, 1), 'avg');
+      await group.allReduceTensors([], 'sum');
+      const values = await Promise.all(
+        tensors.map(async (tensor) => [...(await tensor.to('float64').data())]),
+      );
+      for (const tensor of tensors) tensor.dispose();
+      return values;
+    });
+    for (const values of results) expect(values).toEqual([[6, 12, 1.5], [1.5], [6, -6], [0.75], []]);
+  });
+
+  test('tensors of different shapes are a mismatch, though their bytes are as many', async () => {
+    using flat = Tensor.from(new Float32Array(4));
+    using square = Tensor.from(new Float32Array(4), { shape: [2, 2] });
+    const errors = await failures(groupsOf(2), (group) =>
+      group.allReduceTensors([group.rank === 0 ? flat : square], 'sum'),
+    );
+    for (const error of errors) expect(error).toMatchObject({ code: 'ERR_VARLEN_DIST_MISMATCH' });
+  });
+
   test('ranks that call different collectives all fail, with each call named', async () => {
     const errors = await failures(groupsOf(3), (group) =>
       group.rank === 2 ? group.barrier() : group.allReduce(Int32Array.of(1), 'sum'),
@@ -156,6 +188,9 @@ describe.each(engines)('%s', (name, groupsOf) => {
         structuredClone(detached, { transfer: [detached.buffer] });
         const shared = new Int32Array(new SharedArrayBuffer(8));
         const both = new Int32Array(4);
+        using integers = Tensor.from(Int32Array.of(1));
+        const gone = Tensor.from(Float32Array.of(1));
+        gone.dispose();
         const cases: [() => Promise<unknown>, string][] = [
           [() => group.allReduce([1] as unknown as Int32Array, 'sum'), 'ERR_VARLEN_TYPE'],
           [() => group.allReduce(new Uint16Array(1) as unknown as Int32Array, 'sum'), 'ERR_VARLEN_TYPE'],
@@ -174,7 +209,10 @@ describe.each(engines)('%s', (name, groupsOf) => {
           [() => group.barrier({ tag: 5 as unknown as string }), 'ERR_VARLEN_TYPE'],
           [() => group.subgroup([0, 0]), 'ERR_VARLEN_RANGE'],
           [() => group.subgroup([2]), 'ERR_VARLEN_RANGE'],
-          [() => group.allReduceTensors([], 'sum'), 'ERR_VARLEN_UNSUPPORTED'],
+          [() => group.allReduceTensors([1] as never, 'sum'), 'ERR_VARLEN_TYPE'],
+          [() => group.allReduceTensors([], 'max' as never), 'ERR_VARLEN_OPTION'],
+          [() => group.allReduceTensors([integers], 'sum'), 'ERR_VARLEN_DTYPE'],
+          [() => group.allReduceTensors([gone], 'sum'), 'ERR_VARLEN_DISPOSED'],
         ];
         for (const [run, wanted] of cases) await expect(run()).rejects.toEqual(code(wanted));
       }
@@ -323,7 +361,32 @@ describe('a wrapped collective', () => {
     await expect(foreign.barrier()).rejects.toMatchObject({ code: 'ERR_VARLEN_DIST_MISMATCH' });
   });
 
-  test('has a deadline, and no subgroups', async () => {
+  test('may answer with Buffers, which lie in a shared pool', async () => {
+    const other = { messages: [] as Uint8Array[] };
+    const groups = [0, 1].map((rank) =>
+      wrapGroup({
+        rank,
+        size: 2,
+        allGather(send) {
+          other.messages[rank] = send;
+          return new Promise((resolve) =>
+            setTimeout(() => resolve(other.messages.map((m) => Buffer.from(m))), 20),
+          );
+        },
+      }),
+    );
+    const sums = await each(groups, (group) => group.allReduce(Float64Array.of(1.5, group.rank), 'sum'));
+    for (const sum of sums) expect([...sum]).toEqual([3, 1]);
+  });
+
+  test('makes subgroups from those the collective brings', async () => {
+    const alone = (rank: number) => ({ rank, size: 1, allGather: async (send: Uint8Array) => [send] });
+    const group = wrapGroup({ ...alone(0), subgroup: () => alone(0) });
+    const inner = await group.subgroup([0]);
+    expect([...(await inner.allReduce(Int32Array.of(3), 'sum'))]).toEqual([3]);
+  });
+
+  test('has a deadline, and no subgroups of its own', async () => {
     const group = wrapGroup({ rank: 0, size: 2, timeoutMs: 20, allGather: () => new Promise(() => {}) });
     await expect(group.barrier()).rejects.toMatchObject({ code: 'ERR_VARLEN_DIST_TIMEOUT' });
     const [alone] = wrapped(1, 100);

@@ -3,7 +3,7 @@ import { connect, type Socket } from 'node:net';
 import fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
 import { StoreClient } from '../../src/dist/store-client.js';
-import { hostStore } from '../../src/dist/store-host.js';
+import { startStore } from '../../src/dist/store-host.js';
 import { type StoreLimits, StoreServer } from '../../src/dist/store-server.js';
 import {
   encodeRequest,
@@ -229,11 +229,11 @@ describe('a store', () => {
   });
 
   test('lives in a thread of its own, so a busy main loop does not stall the others', async () => {
-    const host = await hostStore({ host: '127.0.0.1', port: 0 });
+    const host = await startStore({ host: '127.0.0.1', port: 0 });
     opened.push(host);
     const store = await client(host.port);
     expect(await store.add('n', 1)).toBe(1);
-    await expect(hostStore({ host: '127.0.0.1', port: host.port })).rejects.toMatchObject({
+    await expect(startStore({ host: '127.0.0.1', port: host.port })).rejects.toMatchObject({
       code: 'ERR_VARLEN_DIST_STORE',
       details: { systemCode: 'EADDRINUSE' },
     });

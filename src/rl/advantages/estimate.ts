@@ -1,6 +1,5 @@
 /** Advantages of a batch: the fourteen estimators behind one call, on one rank or over many. */
-import { wrongType } from '../../check.js';
-import { varlenError } from '../../errors.js';
+import { type Collective, runAcross, runAlone } from '../collective.js';
 import type { AllReduceSum } from '../plan/across.js';
 import type { TokenLayout } from '../plan/lengths.js';
 import { gae } from './gae.js';
@@ -20,7 +19,7 @@ import { degenerate, type Groups, groupMoments, hasNoSpread } from './group-stat
 import { optimalTokenBaseline } from './optimal-token-baseline.js';
 import { type AdvantageInput, type AdvantageOptions, type AdvantageRequest, readRequest } from './options.js';
 import { returnsOf, rewardsAtEnd } from './token-returns.js';
-import { type Collective, whitened } from './whiten.js';
+import { whitened } from './whiten.js';
 
 /** What an estimator found. */
 export interface Advantages {
@@ -61,10 +60,7 @@ export interface Advantages {
  * estimateAdvantages({ rewards, groupIds }, { estimator: 'rloo' }).advantages; // [1, -1, -0.5, 0.5]
  */
 export function estimateAdvantages(input: AdvantageInput, options: AdvantageOptions): Advantages {
-  const steps = estimate(readRequest('estimateAdvantages', input, options));
-  let step = steps.next();
-  while (!step.done) step = steps.next(step.value);
-  return step.value;
+  return runAlone(estimate(readRequest('estimateAdvantages', input, options)));
 }
 
 /**
@@ -87,28 +83,9 @@ export async function estimateAdvantagesAcross(
   allReduceSum: AllReduceSum,
 ): Promise<Advantages> {
   const op = 'estimateAdvantagesAcross';
-  if (typeof allReduceSum !== 'function') throw wrongType(op, 'allReduceSum', allReduceSum, 'a function');
-  let steps: Collective<Advantages>;
-  let step: IteratorResult<Float64Array, Advantages>;
-  try {
-    steps = estimate(readRequest(op, input, options));
-    step = steps.next();
-  } catch (error) {
-    // Peers may be waiting for two values: NaN tells them why they get no answer.
-    const { estimator, whiten } = (options ?? {}) as Partial<AdvantageRequest>;
-    if (USES_MOMENTS.has(estimator!) && whiten !== false) {
-      await allReduceSum(new Float64Array(2).fill(Number.NaN)).catch(() => undefined);
-    }
-    throw error;
-  }
-  while (!step.done) {
-    const summed = await allReduceSum(step.value);
-    if (Number.isNaN(summed[0])) {
-      throw varlenError('ERR_VARLEN_PEER_ABORTED', `${op}: a peer has bad input; that rank has the reason`);
-    }
-    step = steps.next(summed);
-  }
-  return step.value;
+  const { estimator, whiten } = (options ?? {}) as Partial<AdvantageRequest>;
+  const addsUp = USES_MOMENTS.has(estimator!) && whiten !== false;
+  return runAcross(op, () => estimate(readRequest(op, input, options)), allReduceSum, addsUp ? 2 : 0);
 }
 
 /** Estimators that (may) add up moments over ranks, and so wait for their peers. */

@@ -1,8 +1,9 @@
 /** Advantages of whole answers, relative to the other answers of their group. */
 import { rangeError } from '../check-arrays.js';
+import type { Collective } from '../collective.js';
 import { degenerate, type GroupMoments, type Groups, groupMoments, hasNoSpread } from './group-stats.js';
 import type { AdvantageRequest } from './options.js';
-import { type Collective, moments, whitened } from './whiten.js';
+import { moments, whitened } from './whiten.js';
 
 /** Advantages in float64, and the groups they came from. */
 export interface Relative {

@@ -1,11 +1,6 @@
 /** Moments over the active tokens of all ranks, and what is whitened with them. */
 import { argumentError } from '../../errors.js';
-
-/**
- * A computation that, at each `yield`, hands out a vector of local sums and continues with the sums over
- * all ranks. Alone, the two are the same.
- */
-export type Collective<T> = Generator<Float64Array, T, Float64Array>;
+import type { Collective } from '../collective.js';
 
 /** `[numValues]` values, each counted as often as `counts` says. */
 export interface Counted {

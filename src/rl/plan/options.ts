@@ -15,7 +15,7 @@ export interface PlanInput {
   readonly effectiveLengths?: Int32Array;
   /** `[numSeqs]`, equal value = same prompt. Needed by `group-mean-token-mean`. */
   readonly groupIds?: Int32Array;
-  /** `[numSeqs]`, names of the sequences, kept beside the weights. Default `0 .. numSeqs - 1`. */
+  /** `[numSeqs]`, names of the sequences, kept beside the weights. */
   readonly ids?: readonly (string | number)[];
   /** Tokens that take part in the entropy bonus, of this rank. Default: all active tokens. */
   readonly entropyTokens?: number;
@@ -33,9 +33,9 @@ export interface PlanInput {
  * micro-batches differ, here to reproduce other programs in tests; it warns once.
  */
 export type ScopeOptions =
-  | { readonly scope?: 'optimizer-step' }
-  | { readonly scope: 'rollout-batch'; readonly optimizerSteps: number }
-  | { readonly scope: 'micro-batch'; readonly microBatches?: number };
+  | { readonly scope?: 'optimizer-step'; readonly optimizerSteps?: never; readonly microBatches?: never }
+  | { readonly scope: 'rollout-batch'; readonly optimizerSteps: number; readonly microBatches?: never }
+  | { readonly scope: 'micro-batch'; readonly microBatches?: number; readonly optimizerSteps?: never };
 
 /** Settings of {@link planAggregation}. */
 export type PlanOptions = ScopeOptions & {
@@ -64,6 +64,8 @@ export interface ResolvedPlan {
   /** Lengths that the weights use. */
   readonly counted: Int32Array;
   /** `W` for a mean over ranks, times `K` for a rollout batch, over the number of micro-batches. */
+  readonly gradScale: number;
+  /** `gradScale` as it enters the weights: a plain sum has no denominator that a larger scope could grow. */
   readonly factor: number;
 }
 
@@ -120,6 +122,7 @@ export function resolvePlan(
     if (input[key] !== undefined) checkNumber(op, key, input[key], { min: 0 });
   }
   const { scope, steps } = resolveScope(op, options);
+  const ranks = gradReduction === 'mean' ? worldSize : 1;
   return {
     aggregation: Object.freeze({ ...aggregation }),
     scope,
@@ -127,8 +130,8 @@ export function resolvePlan(
     gradReduction,
     lengthMask,
     counted: lengthMask === 'effective' ? effectiveLengths! : lengths,
-    // A plain sum has no denominator that a larger scope could have grown.
-    factor: (gradReduction === 'mean' ? worldSize : 1) * (aggregation.mode === 'token-sum' ? 1 : steps),
+    gradScale: ranks * steps,
+    factor: aggregation.mode === 'token-sum' ? ranks : ranks * steps,
   };
 }
 

@@ -1,8 +1,9 @@
 /** The aggregation plan: which factor each sequence's loss gets, decided once before the first kernel. */
 import { argumentError } from '../../errors.js';
+import { lengthHash } from '../../ops/length-hash.js';
+import type { SequenceScales } from '../../ops/sequence-scales.js';
 import { rangeError } from '../check-arrays.js';
 import type { Aggregation } from './aggregation.js';
-import { lengthHash } from './length-hash.js';
 import { type PlanInput, type PlanOptions, type ResolvedPlan, resolvePlan } from './options.js';
 import { type LocalTotals, localTotals, NUM_TOTALS, type PlanTotals, readTotals } from './totals.js';
 
@@ -10,7 +11,7 @@ import { type LocalTotals, localTotals, NUM_TOTALS, type PlanTotals, readTotals 
  * Weights of the sequences of one scope, or of a part of it. A frozen value: to change something, plan
  * again. Only the contents of its typed arrays are not frozen (JavaScript cannot); do not write to them.
  */
-export interface AggregationPlan {
+export interface AggregationPlan extends SequenceScales {
   readonly aggregation: Aggregation;
   readonly scope: 'optimizer-step' | 'rollout-batch' | 'micro-batch';
   readonly gradReduction: 'mean' | 'sum';
@@ -19,11 +20,17 @@ export interface AggregationPlan {
   readonly numSeqs: number;
   /** `[numSeqs]`, active tokens by the caller's mask, as given. */
   readonly lengths: Int32Array;
-  /** `[numSeqs]`, the names of the sequences, as given or `0 .. numSeqs - 1` of the whole plan. */
-  readonly ids: ArrayLike<string | number>;
+  /** `[numSeqs]`, the names of the sequences, when they were given. */
+  readonly ids?: readonly (string | number)[];
+  /** Position of the first sequence in the plan that was sliced; 0 in a whole one. */
+  readonly start: number;
   /** `[numSeqs]`, `s_i`, rounded once from float64; 0 where inactive. Never divide it again. */
   readonly seqScale: Float32Array;
-  /** Factor `h_t` of the entropy bonus per token: 1 over the tokens of all ranks; 0 without any. */
+  /** `N_t` of the whole scope, also in a slice. */
+  readonly activeTokens: number;
+  /** What undoes the trainer's reduction: `worldSize` for a mean, else 1; times the steps of a rollout batch. */
+  readonly gradScale: number;
+  /** Factor `h_t` of the entropy bonus: `gradScale` over the entropy tokens of all ranks; 0 without any. */
   readonly entropyScale: number;
   /** Sums over the whole scope, also in a slice. */
   readonly totals: PlanTotals;
@@ -73,7 +80,7 @@ export function finishPlan(
 ): AggregationPlan {
   const totals = readTotals(globalVector);
   const groupTokens = local.groupTokens ?? globalVector.subarray(NUM_TOTALS);
-  const { factor, counted, aggregation, scope, gradReduction, worldSize, lengthMask } = resolved;
+  const { gradScale, factor, counted, aggregation, scope, gradReduction, worldSize, lengthMask } = resolved;
   const seqScale = scales(op, aggregation, counted, factor, totals, local, groupTokens);
   const lengths = input.lengths.slice();
   return freezePlan({
@@ -84,9 +91,12 @@ export function finishPlan(
     lengthMask,
     numSeqs: lengths.length,
     lengths,
-    ids: input.ids === undefined ? Int32Array.from(lengths.keys()) : [...input.ids],
+    ...(input.ids && { ids: Object.freeze([...input.ids]) }),
+    start: 0,
     seqScale,
-    entropyScale: totals.entropyTokens > 0 ? factor / totals.entropyTokens : 0,
+    activeTokens: totals.tokens,
+    gradScale,
+    entropyScale: totals.entropyTokens > 0 ? gradScale / totals.entropyTokens : 0,
     totals,
     lengthHash: lengthHash(lengths),
   });
@@ -103,11 +113,14 @@ function scales(
   groupTokens: Float64Array,
 ): Float32Array {
   const seqScale = new Float32Array(lengths.length);
+  const constant = (scale: number): Float32Array => {
+    for (let i = 0; i < lengths.length; i++) if (lengths[i] > 0) seqScale[i] = scale;
+    return seqScale;
+  };
   const fill = (scaleOf: (i: number) => number): Float32Array => {
     for (let i = 0; i < lengths.length; i++) if (lengths[i] > 0) seqScale[i] = scaleOf(i);
     return seqScale;
   };
-  const constant = (scale: number): Float32Array => fill(() => scale);
   if (totals.seqs === 0) return seqScale;
   switch (aggregation.mode) {
     case 'token-mean':
@@ -128,8 +141,9 @@ function scales(
       if (!(weightSum > 0 && weightSum < Infinity)) {
         throw rangeError(op, 'aggregation', weightSum, 'weights whose sum float64 can hold');
       }
-      const unit = factor / aggregation.normConstant;
-      return fill((i) => (unit * weights![i]) / weightSum);
+      const unit = factor / aggregation.normConstant / weightSum;
+      for (let i = 0; i < lengths.length; i++) seqScale[i] = unit * weights![i];
+      return seqScale;
     }
   }
 }
@@ -150,9 +164,8 @@ function slicePlan(plan: Omit<AggregationPlan, 'slice'>, start: number, end: num
     ...plan,
     numSeqs: end - start,
     lengths,
-    ids: ArrayBuffer.isView(ids)
-      ? (ids as unknown as Int32Array).subarray(start, end)
-      : (ids as string[]).slice(start, end),
+    ...(ids && { ids: Object.freeze(ids.slice(start, end)) }),
+    start: plan.start + start,
     seqScale: plan.seqScale.subarray(start, end),
     lengthHash: lengthHash(lengths),
   });

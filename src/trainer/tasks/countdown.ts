@@ -1,6 +1,7 @@
 /** Countdown: reach a target with given numbers, each used at most once. */
-import { SeededRandom } from '../../seeded-random.js';
+
 import { argumentError } from '../../errors.js';
+import { SeededRandom } from '../../seeded-random.js';
 import { WordTokenizer } from '../tokenizer/word-tokenizer.js';
 import { ANSWER, findAnswer, judged, refused } from './answer.js';
 import { drawExpression, evaluate, expressionText, worth } from './countdown/expression.js';

@@ -1,7 +1,7 @@
 /** Prompts with responses or answers from a file of one JSON object per line. */
 import { createReadStream } from 'node:fs';
-import { seededPermutation } from '../../seeded-random.js';
 import { varlenError } from '../../errors.js';
+import { seededPermutation } from '../../seeded-random.js';
 import { ByteTokenizer } from '../tokenizer/byte-tokenizer.js';
 import type { Tokenizer } from '../tokenizer/tokenizer.js';
 import { findAnswer, judged, MAX_OUTPUT_CHARS, refused } from './answer.js';

@@ -2,8 +2,9 @@
  * Knights and knaves: who tells the truth? The family of logic puzzles that SortedRL, AR-Lopti and
  * Logic-RL train on.
  */
-import { SeededRandom } from '../../seeded-random.js';
+
 import { argumentError } from '../../errors.js';
+import { SeededRandom } from '../../seeded-random.js';
 import { ByteTokenizer } from '../tokenizer/byte-tokenizer.js';
 import type { Tokenizer } from '../tokenizer/tokenizer.js';
 import { WordTokenizer } from '../tokenizer/word-tokenizer.js';

@@ -35,7 +35,7 @@ describe('worked example: rewards 1, 0 | 0.5, 1 and an answer without tokens', (
     lossMask: e1.lossMask,
   };
   test.each([
-    ['grpo', [0.707106, -0.707106, -0.707105, 0.707105]],
+    ['grpo', [0.7071058, -0.7071058, -0.7071048, 0.7071048]],
     ['grpo-nostd', [0.5, -0.5, -0.25, 0.25]],
     ['grpo-batchstd', [1.044464, -1.044464, -0.522232, 0.522232]],
     ['rloo', [1, -1, -0.5, 0.5]],
