@@ -11,6 +11,7 @@ import { bench as benchEmbedding } from './ops/embedding.bench.js';
 import { bench as benchGradClip } from './ops/grad-clip.bench.js';
 import { bench as benchGroupAdvantage } from './ops/group-advantage.bench.js';
 import { bench as benchGeneralizedJsd } from './ops/generalized-jsd.bench.js';
+import { bench as benchGradClip } from './ops/grad-clip.bench.js';
 import { bench as benchLinear } from './ops/linear.bench.js';
 import { bench as benchPolicyLossFromHidden } from './ops/policy-loss-from-hidden.bench.js';
 import { bench as benchPolicyLoss } from './ops/policy-loss.bench.js';
