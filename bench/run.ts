@@ -80,7 +80,6 @@ async function* measureAll({ quick, only }: Flags): AsyncGenerator<Outcome> {
   yield* measureTargets(only, quick, (id, why) => console.error(`${id}: not measured: ${why}`));
   yield* measureSuites(only);
   yield* measureRlTargets(only);
-  yield* measureSuites(only);
 }
 
 /** True when every target that was measured holds. */
@@ -146,7 +145,6 @@ async function main(): Promise<void> {
     hasSuiteTargets(name) ||
     hasRlTargets(name) ||
     readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
-  hasSuiteTargets(name) || readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
   if (only !== undefined && !known(only)) {
     fail(`no target '${only}'`);
   }
