@@ -34,6 +34,6 @@ export interface ResponseBatch {
   readonly klMask?: Tensor;
   /** Entropies of the current policy, `[totalTokens]` float32, for the statistics of `policyLoss`. */
   readonly entropies?: Tensor;
-  /** Weight of a token's entropy. Default: 1 / `activeTokens` of the plan, times its `gradScale`. */
+  /** Weight of a token's entropy. Default: the plan's. */
   readonly entropyScale?: number;
 }

@@ -4,12 +4,13 @@
  * of a micro-batch.
  */
 export interface SequenceScales {
-  /** The weight `s_i` of each sequence, `[numSeqs]`; 0 for one without active tokens, `gradScale` included. */
+  /**
+   * The weight `s_i` of each sequence, `[numSeqs]`; 0 for one without active tokens. What undoes the trainer's
+   * averaging over ranks (`gradScale`) is inside.
+   */
   readonly seqScale: Float32Array;
   /** `lengthHash` of the active tokens per sequence, in the order of `seqScale`. */
   readonly lengthHash: string;
-  /** Active tokens `N_t` of the whole scope: all micro-batches and ranks of the optimiser step. */
-  readonly activeTokens: number;
-  /** What undoes the trainer's own reduction: the number of ranks when it averages gradients, 1 when it sums. */
-  readonly gradScale: number;
+  /** Weight `h_t` of a token's entropy: 1 over the tokens that can earn it in the whole scope, `gradScale` inside. */
+  readonly entropyScale: number;
 }

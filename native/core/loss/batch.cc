@@ -92,9 +92,23 @@ Status Batch::Validate(const Config& config, int64_t num_tokens) const {
   if (token_weights && token_weights.size() != num_tokens) {
     return WrongSize("tokenWeights", token_weights.size(), std::to_string(num_tokens));
   }
+  // Without a mask every weight counts, and those on the host are known. With one, see Evaluate.
+  if (token_weights && token_weights.on_host() && !loss_mask) {
+    for (int64_t t = 0; t < num_tokens; ++t) {
+      if (token_weights.data()[t] >= 0) continue;
+      return Invalid(Code::kWeight, "tokenWeights", "must not be negative or NaN",
+                     "tokenWeights[" + std::to_string(t) +
+                         "] = " + std::to_string(token_weights.data()[t]),
+                     "weights >= 0");
+    }
+  }
   if (seq_scale.size() != num_seqs()) {
     return Invalid(Code::kPlanMismatch, "plan", "was made for another number of sequences",
                    std::to_string(seq_scale.size()), std::to_string(num_seqs()));
+  }
+  if (config.clip_rule() == Clip::kGmpo && PerToken(num_tokens)) {
+    return Invalid(Code::kIncompatible, "advantages", "must be one per sequence under gmpo",
+                   "advantages per token", std::to_string(num_seqs()) + " values");
   }
   if (Status status = CheckPresence(*this, config); !status.ok()) return status;
   return cu_seqlens.on_host() ? CheckOffsets(*this, num_tokens) : Status{};

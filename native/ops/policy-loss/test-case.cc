@@ -26,7 +26,6 @@ HostOrTensor<float> HostFloats(const Doubles& values) {
 }
 
 Tensor FromDoubles(const Doubles& values, DType dtype) {
-  if (values.empty()) return {};
   Tensor t = Tensor::Empty(dtype, {static_cast<int64_t>(values.size())});
   for (size_t i = 0; i < values.size(); ++i) {
     const auto narrow = static_cast<float>(values[i]);
@@ -36,6 +35,10 @@ Tensor FromDoubles(const Doubles& values, DType dtype) {
     if (dtype == DType::kF16) t.data<half>()[i] = half(narrow);
   }
   return t;
+}
+// Absent when the case has tokens and the array none.
+Tensor Given(const Case& c, const Doubles& values, DType dtype) {
+  return values.size() == c.logprobs.size() ? FromDoubles(values, dtype) : Tensor();
 }
 Tensor FromBytes(const Bytes& values) {
   if (values.empty()) return {};
@@ -57,14 +60,13 @@ Forward ParamsOf(const Case& c, DType logprobs, DType others) {
   const loss::Config& config = c.config;
   Forward p;
   p.logprobs = FromDoubles(c.logprobs, logprobs);
-  if (!p.logprobs) p.logprobs = Tensor::Empty(logprobs, {0});
   p.batch.cu_seqlens = Host(c.cu_seqlens);
   if (config.reads_old() && config.rollout() != Correction::kBypass) {
-    p.batch.old_logprobs = FromDoubles(c.old_logprobs, others);
+    p.batch.old_logprobs = Given(c, c.old_logprobs, others);
   }
-  if (config.kl() != Kl::kNone) p.batch.ref_logprobs = FromDoubles(c.ref_logprobs, others);
+  if (config.kl() != Kl::kNone) p.batch.ref_logprobs = Given(c, c.ref_logprobs, others);
   if (config.rollout() != Correction::kNone) {
-    p.batch.rollout_logprobs = FromDoubles(c.rollout_logprobs, others);
+    p.batch.rollout_logprobs = Given(c, c.rollout_logprobs, others);
   }
   p.batch.loss_mask = FromBytes(c.loss_mask);
   p.batch.kl_mask = FromBytes(c.kl_mask);
@@ -72,7 +74,7 @@ Forward ParamsOf(const Case& c, DType logprobs, DType others) {
   p.batch.advantages_per = c.advantages_per_token ? 2 : 1;
   if (!c.token_weights.empty()) p.batch.token_weights = HostFloats(c.token_weights);
   p.batch.seq_scale = HostFloats(c.seq_scale);
-  p.entropies = FromDoubles(c.entropies, others);
+  if (!c.entropies.empty()) p.entropies = FromDoubles(c.entropies, others);
   p.config = config;
   if (!c.check_plan) {
     loss::LengthHash hash(c.num_seqs());

@@ -140,7 +140,7 @@ TEST_CASE("The policy loss gives the numbers of the worked batch under every obj
                    {{0, -.0840775}, {1, -.0840775}, {3, .0696122}, {5, 0}, {7, 0}, {9, -.0507176}});
   }
   CheckObjective(E1(ConfigOf(Level::kSequence, Clip::kGmpo, {.4, .4}), kSampleMean), 0.007025684,
-                 {{0, -.0840775}, {3, .0696122}, {5, 0}, {9, 0}});
+                 {{0, -.0840775}, {3, .0696122}, {5, 0}, {9, -.0507176}});
 }
 
 TEST_CASE("The policy loss gives the numbers of the worked batch with penalties and weights") {
