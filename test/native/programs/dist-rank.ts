@@ -328,6 +328,20 @@ const scripts: Record<string, (group: ProcessGroup) => Promise<void>> = {
     await reduceUntilFailure(group);
   },
   torch: besideTorch,
+  hello: (group) => group.barrier(),
+  /** Rank 1 fails at the first start only. */
+  async 'fail once'(group) {
+    await group.barrier();
+    if (group.rank === 1 && process.env.TORCHELASTIC_RESTART_COUNT === '0') process.exit(3);
+    await group.barrier();
+  },
+  /** Rank 1 fails; the others do not listen to SIGTERM. */
+  async deaf(group) {
+    process.on('SIGTERM', () => say('deaf'));
+    await group.barrier();
+    if (group.rank === 1) process.kill(process.pid, 'SIGKILL');
+    await new Promise(() => setInterval(() => {}, 1000));
+  },
   'wait in a collective': endWorker,
   /** The rank's process lives on with its group closed. */
   async 'close early'(group) {
