@@ -88,6 +88,7 @@ function main() {
     console.error('varlen: compiling src to lib');
     fs.rmSync(path.join(root, 'lib'), { recursive: true, force: true }); // a renamed file leaves no ghost
     runStep(process.execPath, [require.resolve('typescript/bin/tsc'), '-p', '.']);
+    runStep(process.execPath, ['scripts/build-index.cjs']);
   }
   if (isStale('build/Release/varlen.node', ['native', 'CMakeLists.txt', 'package.json', 'scripts'])) {
     runStep(process.execPath, ['scripts/build-native.cjs']);

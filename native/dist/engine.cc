@@ -82,6 +82,22 @@ class Engine::Mesh : public gloo::Context {
     }
   }
 
+  // The other end of each connection, in rank order. Who connected did so from a port of its own;
+  // who was connected to is where its address says.
+  Bytes PeerEnds() const {
+    const size_t pairs = static_cast<size_t>(size - 1);
+    const std::vector<sockaddr_storage> accepted =
+        PeersOf({ends_.begin(), ends_.begin() + static_cast<std::ptrdiff_t>(pairs)});
+    Bytes result(static_cast<size_t>(size) * sizeof(sockaddr_storage));
+    for (size_t i = 0; i < pairs; ++i) {
+      const size_t peer = i < static_cast<size_t>(rank) ? i : i + 1;
+      const sockaddr_storage& end =
+          accepted[i].ss_family == AF_UNSPEC ? ends_[pairs + i] : accepted[i];
+      std::memcpy(result.data() + peer * sizeof end, &end, sizeof end);
+    }
+    return result;
+  }
+
   // Addresses of the pairs: this rank's, and from Connect() on those of its peers. A connection
   // has one of them at one end at least: the side that connects does so from a port of its own.
   const std::vector<sockaddr_storage>& ends() const { return ends_; }
@@ -120,12 +136,13 @@ Bytes Engine::Listen(Clock::time_point deadline) {
   return addresses;
 }
 
-void Engine::Connect(const std::vector<Bytes>& addresses, Clock::time_point deadline) {
+Bytes Engine::Connect(const std::vector<Bytes>& addresses, Clock::time_point deadline) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     mesh_->AddEnds(addresses);
   }
   mesh_->Connect(addresses, Left(deadline));
+  return mesh_->PeerEnds();
 }
 
 Bytes Engine::GatherFrames(std::span<const uint8_t> message, Clock::time_point deadline) {

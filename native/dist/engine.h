@@ -60,7 +60,9 @@ class Engine {
   // Opens a listening socket for each peer; returns their addresses, which the peers need.
   Bytes Listen(Clock::time_point deadline);
   // Connects to all peers. `addresses`: what Listen() returned on every rank, in rank order.
-  void Connect(const std::vector<Bytes>& addresses, Clock::time_point deadline);
+  // Returns the sockaddr_storage of each peer's end, as Gloo's errors name it: this rank's own is
+  // empty.
+  Bytes Connect(const std::vector<Bytes>& addresses, Clock::time_point deadline);
 
   // Brings one message of every rank to every rank. The messages that are too long for a frame
   // follow only if the signatures agree and none is longer than `max_bytes`.

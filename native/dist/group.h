@@ -23,7 +23,7 @@ class Group : public std::enable_shared_from_this<Group> {
   // Starts the thread, which keeps the group alive until it ends.
   void Start();
   // Runs `job` and posts how it went under `id`.
-  void Push(double id, Clock::time_point deadline, Job job);
+  void Push(double id, Job job);
   // Fails the job in progress and all that follow.
   int Abort();
   // The thread ends after the job in progress; the jobs behind it are dropped.
@@ -34,7 +34,6 @@ class Group : public std::enable_shared_from_this<Group> {
  private:
   struct Entry {
     double id;
-    Clock::time_point deadline;
     Job job;
   };
 

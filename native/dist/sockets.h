@@ -12,4 +12,8 @@ namespace varlen::dist {
 // how many. Listening sockets stay: Gloo closes them itself.
 int ShutdownSockets(const std::vector<sockaddr_storage>& addresses);
 
+// For each local address the other end of the connection that uses it; family 0 where there is
+// none.
+std::vector<sockaddr_storage> PeersOf(const std::vector<sockaddr_storage>& own);
+
 }  // namespace varlen::dist

@@ -78,8 +78,8 @@ export async function connectMesh(options: MeshOptions): Promise<Transport> {
     await waitForAll(store, size, key, 'connect', left(), stop);
     const addresses = await store.multiGet(Array.from({ length: size }, (_, r) => key(r)));
     const made = engine;
-    await interruptible(made.connect(addresses, left()), stop, () => made.abort());
-    transport = new GlooTransport(options, engine, poison, addresses);
+    const ends = await interruptible(made.connect(addresses, left()), stop, () => made.abort());
+    transport = new GlooTransport(options, engine, poison, ends, addresses);
     return transport;
   } catch (error) {
     engine?.abort();
@@ -157,8 +157,8 @@ class GlooTransport implements Transport {
   readonly #options: MeshOptions;
   readonly #engine: GlooEngine;
   readonly #poison: Poison;
-  /** Where each peer's messages come from, as Gloo's errors spell it. */
-  readonly #peers: readonly string[];
+  /** What Gloo's errors may call each peer. */
+  readonly #peers: readonly (readonly string[])[];
   #seq = 0;
   #written = 0;
   #progress: NodeJS.Timeout | undefined;
@@ -166,15 +166,25 @@ class GlooTransport implements Transport {
   #told = false;
   #storeLost = false;
 
-  constructor(options: MeshOptions, engine: GlooEngine, poison: Poison, addresses: readonly Uint8Array[]) {
+  constructor(
+    options: MeshOptions,
+    engine: GlooEngine,
+    poison: Poison,
+    ends: Uint8Array,
+    addresses: readonly Uint8Array[],
+  ) {
     this.rank = options.rank;
     this.size = options.size;
     this.#options = options;
     this.#engine = engine;
     this.#poison = poison;
-    this.#peers = addresses.map((all, peer) =>
-      peer === options.rank ? '' : spellAddress(all, options.rank, peer, options.size),
-    );
+    const { rank, size } = options;
+    this.#peers = addresses.map((all, peer) => {
+      if (peer === rank) return [];
+      // A peer lists an address for each of its peers, itself left out.
+      const listed = (all.length / (size - 1)) * (rank < peer ? rank : rank - 1);
+      return [...spellAddress(ends, (ends.length / size) * peer), ...spellAddress(all, listed)];
+    });
     this.directAbove = engine.inlineBytes - SIGNATURE_BYTES;
     options.rendezvous.retain();
   }
@@ -203,7 +213,7 @@ class GlooTransport implements Transport {
   fail(failure: GroupFailure): void {
     if (this.#ending) return;
     this.#ending = true;
-    this.#engine.abort();
+    // The peers must find the reason before they find the connection closed.
     void this.#poison.propose(failure).then(() => this.#release());
   }
 
@@ -326,7 +336,7 @@ class GlooTransport implements Transport {
 
   /** The peer that a message of Gloo's speaks of. */
   #lostRank(message: string): readonly number[] | undefined {
-    const peer = this.#peers.findIndex((address) => address !== '' && message.includes(address));
+    const peer = this.#peers.findIndex((names) => names.some((name) => message.includes(name)));
     return peer < 0 ? undefined : [peer];
   }
 
@@ -376,14 +386,17 @@ function decode({ frames, whole }: Gathered, size: number, inlineBytes: number):
   return { messages, refused: lengths.map((length) => length - SIGNATURE_BYTES) };
 }
 
-/** `[host]:port` at which `peer` waits for `rank`: a socket address, in a list that leaves out the peer. */
-function spellAddress(all: Uint8Array, rank: number, peer: number, size: number): string {
-  const bytes = all.length / (size - 1);
-  const at = bytes * (rank < peer ? rank : rank - 1);
-  const port = all[at + 2] * 256 + all[at + 3];
-  const family = all[at] + all[at + 1] * 256;
-  // AF_INET; an IPv6 address has several spellings, its port is enough on one machine.
-  return family === 2 ? `[${all.subarray(at + 4, at + 8).join('.')}]:${port}` : `]:${port}`;
+/**
+ * How Gloo spells the socket address at `at`: `[host]:port`, where the port's bytes may be in the order of
+ * the network or in that of the machine. Empty when there is no address.
+ */
+function spellAddress(bytes: Uint8Array, at: number): string[] {
+  const family = bytes[at] + bytes[at + 1] * 256;
+  if (family === 0) return [];
+  // AF_INET; an IPv6 address has several spellings, of which the port is left.
+  const host = family === 2 ? `[${bytes.subarray(at + 4, at + 8).join('.')}]` : ']';
+  const [first, second] = bytes.subarray(at + 2, at + 4);
+  return [first * 256 + second, second * 256 + first].map((port) => `${host}:${port}`);
 }
 
 function bytesOf(array: CollectiveArray): Uint8Array {

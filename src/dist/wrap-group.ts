@@ -87,6 +87,8 @@ function deliver(
 ): void {
   const whole =
     Array.isArray(messages) && messages.length === size && messages.every((m) => m instanceof Uint8Array);
-  if (whole) resolve({ messages: messages as Uint8Array[] });
+  // A Buffer slices without a copy: plain arrays from here on.
+  const plain = (m: Uint8Array) => new Uint8Array(m.buffer as ArrayBuffer, m.byteOffset, m.length);
+  if (whole) resolve({ messages: (messages as Uint8Array[]).map(plain) });
   else fail('ERR_VARLEN_DIST_PEER_LOST', `the wrapped allGather must resolve to ${size} Uint8Arrays`);
 }

@@ -124,9 +124,15 @@ export class GlooEngine {
     return frames;
   }
 
-  /** Connects to all peers at what they got from {@link listen}, in rank order. */
-  async connect(addresses: readonly Uint8Array[], timeoutMs: number): Promise<void> {
-    await this.#run([], (addon, id) => addon.connect(this.#group, id, timeoutMs, addresses));
+  /**
+   * Connects to all peers at what they got from {@link listen}, in rank order. Resolves to each peer's
+   * end of the connection, a `sockaddr_storage`, as the library's errors name it.
+   */
+  async connect(addresses: readonly Uint8Array[], timeoutMs: number): Promise<Uint8Array> {
+    const { frames } = await this.#run([], (addon, id) =>
+      addon.connect(this.#group, id, timeoutMs, addresses),
+    );
+    return frames;
   }
 
   /** Brings one message of every rank to every rank. */

@@ -1,7 +1,11 @@
 export { Pcg32, type Pcg32State } from '../pcg32.js';
 export { type AdamwOptions, type AdamwTensors, adamw } from './adamw.js';
 export { type AddOptions, add } from './add.js';
+export { crossEntropy } from './cross-entropy.js';
+export { type CrossEntropyFromHiddenOptions, crossEntropyFromHidden } from './cross-entropy-from-hidden.js';
+export type { CrossEntropyOptions, CrossEntropyResult } from './cross-entropy-options.js';
 export { type EmbeddingOptions, embedding } from './embedding.js';
+export { type GeneralizedJsdOptions, type GeneralizedJsdResult, generalizedJsd } from './generalized-jsd.js';
 export { type GradClipOptions, gradClip } from './grad-clip.js';
 export { type GroupAdvantageOptions, groupAdvantage } from './group-advantage.js';
 export { lengthHash } from './length-hash.js';
@@ -24,6 +28,12 @@ export type {
   RolloutCorrection,
 } from './policy-loss-config.js';
 export {
+  type HiddenBatch,
+  type PolicyLossFromHiddenOptions,
+  type PolicyLossFromHiddenResult,
+  policyLossFromHidden,
+} from './policy-loss-from-hidden.js';
+export {
   type LogitsBatch,
   type PolicyLossFromLogitsBackwardOptions,
   type PolicyLossFromLogitsOptions,
@@ -43,6 +53,16 @@ export { type AddRmsNormResult, addRmsNorm, type RmsNormOptions, rmsNorm } from 
 export { type RopeOptions, rope, ropeTable } from './rope.js';
 export { type SamplingOptions, type SamplingResult, sampling } from './sampling.js';
 export type { SequenceScales } from './sequence-scales.js';
+export {
+  type AttentionState,
+  lseToLog2,
+  type MergeOptions,
+  mergeAttentionStates,
+  type RunnablePlan,
+  type SparsePrefillOptions,
+  type SparsePrefillResult,
+  sparsePrefill,
+} from './sparse-prefill.js';
 export { type SwigluOptions, swiglu } from './swiglu.js';
 export {
   type SavedForBackward,

@@ -1,3 +1,9 @@
+export {
+  type CustomSurrogateConfig,
+  type CustomSurrogateLoss,
+  customSurrogate,
+  type Surrogate,
+} from './custom-surrogate.js';
 export { type GradCheckOptions, gradCheck } from './grad-check.js';
 export {
   type CustomSurrogate,
@@ -7,6 +13,12 @@ export {
   policyLossFromLogitsReference,
   policyLossReference,
 } from './policy-loss.js';
+export {
+  type EquationLoss,
+  type EquationScales,
+  policyLossEquation,
+  policyLossEquationGradient,
+} from './policy-loss-equation.js';
 export {
   type AttentionInputs,
   type AttentionReference,

@@ -361,6 +361,24 @@ describe('a wrapped collective', () => {
     await expect(foreign.barrier()).rejects.toMatchObject({ code: 'ERR_VARLEN_DIST_MISMATCH' });
   });
 
+  test('may answer with Buffers, which lie in a shared pool', async () => {
+    const other = { messages: [] as Uint8Array[] };
+    const groups = [0, 1].map((rank) =>
+      wrapGroup({
+        rank,
+        size: 2,
+        allGather(send) {
+          other.messages[rank] = send;
+          return new Promise((resolve) =>
+            setTimeout(() => resolve(other.messages.map((m) => Buffer.from(m))), 20),
+          );
+        },
+      }),
+    );
+    const sums = await each(groups, (group) => group.allReduce(Float64Array.of(1.5, group.rank), 'sum'));
+    for (const sum of sums) expect([...sum]).toEqual([3, 1]);
+  });
+
   test('makes subgroups from those the collective brings', async () => {
     const alone = (rank: number) => ({ rank, size: 1, allGather: async (send: Uint8Array) => [send] });
     const group = wrapGroup({ ...alone(0), subgroup: () => alone(0) });

@@ -67,6 +67,26 @@ describe('a project without a compiler', () => {
     expect(consumer.run('node', ['same.mjs']).stdout).toBe('true true\n');
   });
 
+  test('loads a layer with require when one of its names is first used, and imports every name', () => {
+    consumer.write({
+      'lazy.cjs': `
+        const varlen = require('varlen');
+        const loaded = (layer) => Object.keys(require.cache).some((file) => file.includes('/lib/' + layer + '/'));
+        varlen.deviceInfo();
+        const before = loaded('batch');
+        const { DynamicBatcher } = varlen;
+        console.log(before, loaded('batch'), typeof DynamicBatcher);`,
+      'names.mjs': `
+        import * as imported from 'varlen';
+        import { createRequire } from 'node:module';
+        const required = createRequire(import.meta.url)('varlen');
+        const missing = Object.keys(required).filter((name) => imported[name] === undefined);
+        console.log(Object.keys(required).length > 100, missing.join());`,
+    });
+    expect(consumer.run('node', ['lazy.cjs']).output).toBe('false true function\n');
+    expect(consumer.run('node', ['names.mjs']).output).toBe('true \n');
+  });
+
   test.runIf(process.arch === 'x64')('loads the binary by its literal path through varlen/linux-x64', () => {
     expect(consumer.run('node', ['literal.mjs']).output).toBe(result);
   });

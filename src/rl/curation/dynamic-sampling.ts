@@ -1,5 +1,6 @@
 /** Which groups of answers teach anything (DAPO's dynamic sampling, section 3.2). */
 import { checkInteger, readOptions } from '../../check.js';
+import { hasNoSpread } from '../advantages/group-stats.js';
 import { checkArray, checkFloats } from '../check-arrays.js';
 import { groupIndex } from '../group-index.js';
 
@@ -65,8 +66,9 @@ export function dynamicSampling(
     lowest[g] = Math.min(lowest[g], rewards[i]);
     highest[g] = Math.max(highest[g], rewards[i]);
   });
+  // A group without a single score has nothing above its lowest.
   const differs = Array.from(names, (_, g) => {
-    return highest[g] - lowest[g] > 1e-6 * Math.max(1, Math.abs(highest[g]));
+    return highest[g] > lowest[g] && !hasNoSpread(lowest[g], highest[g]);
   });
   const useful = Int32Array.from(differs.keys()).filter((g) => differs[g]);
   const kept = new Set(useful.subarray(0, groups));

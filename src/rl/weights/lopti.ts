@@ -10,10 +10,12 @@ export type LoptiOptions =
   | {
       /** Old probability that splits. Default 0.5; negative: likely tokens first. */
       readonly eta?: number;
+      readonly portion?: never;
     }
   | {
       /** Share of the active tokens that is unlikely (a quantile of their probabilities); negative: likely first. */
       readonly portion: number;
+      readonly eta?: never;
     };
 
 /** What changes in the batch for one of the two updates. */
@@ -41,7 +43,7 @@ export interface LoptiPass {
  */
 export function loptiPasses(batch: ResponseArrays, options: LoptiOptions = {}): [LoptiPass, LoptiPass] {
   const op = 'loptiPasses';
-  const { eta, portion } = options as { eta?: number; portion?: number };
+  const { eta, portion } = options;
   if (eta !== undefined && portion !== undefined) {
     const problem = 'splits where eta already does; got both, expected one of them';
     throw argumentError('ERR_VARLEN_INCOMPATIBLE', op, 'portion', problem);

@@ -1,38 +1,8 @@
 /** A model's forward pass for sampling: prompts packed together, then one row per sequence. */
 import { noGrad } from '../../autograd/index.js';
-import {
-  addRmsNorm,
-  embedding,
-  linear,
-  rmsNorm,
-  rope,
-  swiglu,
-  varlenAttention,
-  writeRows,
-} from '../../ops/index.js';
-import { type Device, type DType, scope, Tensor } from '../../tensor/index.js';
-
-/** What decoding needs to know of a decoder-only transformer. */
-export interface DecoderShape {
-  readonly numLayers: number;
-  readonly numHeads: number;
-  readonly numKvHeads: number;
-  readonly headDim: number;
-  readonly rmsNormEps: number;
-}
-
-/** A model that can be decoded: parameters by their Hugging Face names, read anew at every call. */
-export interface DecoderModel {
-  readonly shape: DecoderShape;
-  /** `[maxPositions, headDim]`, see `ropeTable`. */
-  readonly ropeTable: Tensor;
-  readonly weights: ReadonlyMap<string, Tensor>;
-  /** The word matrix, `[vocabSize, hiddenSize]`; with tied embeddings that of the input. */
-  readonly head: Tensor;
-}
-
-/** Attention of one layer over the rows at hand. */
-type Attend = (layer: number, q: Tensor, k: Tensor, v: Tensor) => Tensor;
+import type { Attend, CausalLM } from '../../nn/index.js';
+import { varlenAttention, writeRows } from '../../ops/index.js';
+import { scope, Tensor } from '../../tensor/index.js';
 
 /**
  * Decodes into a cache of `slots` sequences of up to `slotTokens` tokens each. Slot s owns the rows
@@ -42,16 +12,16 @@ type Attend = (layer: number, q: Tensor, k: Tensor, v: Tensor) => Tensor;
  * attention is never split by what else is in the batch.
  */
 export class Decoder implements Disposable {
-  readonly #model: DecoderModel;
+  readonly #model: CausalLM;
   readonly #slotTokens: number;
   readonly #keys: Tensor[] = [];
   readonly #values: Tensor[] = [];
 
-  constructor(model: DecoderModel, slots: number, slotTokens: number) {
+  constructor(model: CausalLM, slots: number, slotTokens: number) {
     this.#model = model;
     this.#slotTokens = slotTokens;
-    const { numLayers, numKvHeads, headDim } = model.shape;
-    const { device, dtype }: { device: Device; dtype: DType } = model.head;
+    const { numLayers, numKvHeads, headDim } = model.config;
+    const { device, dtype } = model;
     const rows = [slots * slotTokens, numKvHeads * headDim];
     for (let layer = 0; layer < numLayers; layer++) {
       this.#keys.push(Tensor.empty(rows, { dtype, device }).outlive());
@@ -84,7 +54,7 @@ export class Decoder implements Disposable {
       ids,
       positions,
       rows,
-      (_, q, k, v) => varlenAttention(q, k, v, { cuSeqlens, causal: true }).out,
+      (layer, q, k, v) => varlenAttention(q, k, v, { cuSeqlens, causal: true, ...this.#window(layer) }).out,
       last,
     );
   }
@@ -98,39 +68,33 @@ export class Decoder implements Disposable {
    * @returns logits, `[numSeqs, vocabSize]`
    */
   step(ids: Int32Array, positions: Int32Array, slots: Int32Array): Tensor {
-    const count = ids.length;
-    const rows = new Int32Array(count);
-    const cuSeqlensQ = new Int32Array(count + 1);
-    const cuSeqlensK = new Int32Array(count + 1);
-    const seqUsedK = new Int32Array(count);
-    let longest = 0;
-    for (let i = 0; i < count; i++) {
+    // Every slot up to the last used one is a sequence of attention; a free one has no query.
+    const numSeqs = slots[slots.length - 1] + 1;
+    const rows = new Int32Array(ids.length);
+    const cuSeqlensQ = new Int32Array(numSeqs + 1);
+    const seqUsedK = new Int32Array(numSeqs);
+    for (let i = 0; i < ids.length; i++) {
       rows[i] = slots[i] * this.#slotTokens + positions[i];
-      cuSeqlensQ[i + 1] = i + 1;
-      cuSeqlensK[i] = slots[i] * this.#slotTokens;
-      seqUsedK[i] = positions[i] + 1;
-      longest = Math.max(longest, seqUsedK[i]);
+      cuSeqlensQ[slots[i] + 1] = 1;
+      seqUsedK[slots[i]] = positions[i] + 1;
     }
-    cuSeqlensK[count] = (slots[count - 1] + 1) * this.#slotTokens;
-    // Where slots between are empty, a sequence owns their rows too; `seqUsedK` keeps it out of them.
-    let maxSeqlenK = longest;
-    for (let i = 0; i < count; i++) maxSeqlenK = Math.max(maxSeqlenK, cuSeqlensK[i + 1] - cuSeqlensK[i]);
-    const { numKvHeads, headDim } = this.#model.shape;
+    for (let slot = 0; slot < numSeqs; slot++) cuSeqlensQ[slot + 1] += cuSeqlensQ[slot];
+    const cuSeqlensK = Int32Array.from({ length: numSeqs + 1 }, (_, slot) => slot * this.#slotTokens);
+    const lengths = { cuSeqlensQ, cuSeqlensK, seqUsedK, maxSeqlenQ: 1, maxSeqlenK: this.#slotTokens };
+    const { numKvHeads, headDim } = this.#model.config;
     const cached = (cache: Tensor) => cache.view([cache.shape[0], numKvHeads, headDim]);
     return this.#run(ids, positions, rows, (layer, q) => {
-      const options = {
-        cuSeqlensQ,
-        cuSeqlensK,
-        seqUsedK,
-        maxSeqlenQ: 1,
-        maxSeqlenK,
+      const [keys, values] = [cached(this.#keys[layer]), cached(this.#values[layer])];
+      return varlenAttention(q, keys, values, {
+        ...lengths,
+        ...this.#window(layer),
         causal: true,
         numSplits: 1,
-      };
-      return varlenAttention(q, cached(this.#keys[layer]), cached(this.#values[layer]), options).out;
+      }).out;
     });
   }
 
+  /** Logits of all rows, or of the picked ones; the keys and values go to their rows of the cache first. */
   #run(
     ids: Int32Array,
     positions: Int32Array,
@@ -138,55 +102,25 @@ export class Decoder implements Disposable {
     attend: Attend,
     picked?: Int32Array,
   ): Tensor {
+    const remember: Attend = (layer, q, k, v) => {
+      const row = [ids.length, k.shape[1] * k.shape[2]];
+      writeRows(this.#keys[layer], rows, k.view(row));
+      writeRows(this.#values[layer], rows, v.view(row));
+      return attend(layer, q, k, v);
+    };
     return noGrad(() =>
       scope(() => {
-        const { weights, head, shape } = this.#model;
-        const hidden = this.#hidden(ids, positions, rows, attend, shape, weights);
-        return linear(picked === undefined ? hidden : embedding(hidden, picked), head);
+        const hidden = this.#model.forward({ inputIds: ids, positionIds: positions, attend: remember });
+        return this.#model.logits(hidden, picked);
       }),
     );
   }
 
-  #hidden(
-    ids: Int32Array,
-    positions: Int32Array,
-    rows: Int32Array,
-    attend: Attend,
-    { numLayers, numHeads, numKvHeads, headDim, rmsNormEps: eps }: DecoderShape,
-    weights: ReadonlyMap<string, Tensor>,
-  ): Tensor {
-    const { ropeTable } = this.#model;
-    const tokens = ids.length;
-    let stream = embedding(weights.get('model.embed_tokens.weight')!, ids);
-    let added: Tensor | undefined;
-    /** Adds what the last layer computed to the stream, and normalises it. */
-    const normalized = (weight: Tensor): Tensor => {
-      if (added === undefined) return rmsNorm(stream, weight, { eps });
-      const { out, sum } = addRmsNorm(added, stream, weight, { eps });
-      stream = sum;
-      return out;
-    };
-    for (let layer = 0; layer < numLayers; layer++) {
-      const of = (name: string) => weights.get(`model.layers.${layer}.${name}`);
-      const project = (x: Tensor, name: string) =>
-        linear(x, of(`${name}.weight`)!, { bias: of(`${name}.bias`) });
-      const heads = (x: Tensor, name: string, count: number): Tensor => {
-        const projected = project(x, `self_attn.${name}_proj`).view([tokens, count, headDim]);
-        const norm = of(`self_attn.${name}_norm.weight`);
-        return norm === undefined ? projected : rmsNorm(projected, norm, { eps });
-      };
-      const x = normalized(of('input_layernorm.weight')!);
-      const q = rope(heads(x, 'q', numHeads), ropeTable, positions);
-      const k = rope(heads(x, 'k', numKvHeads), ropeTable, positions);
-      const v = heads(x, 'v', numKvHeads);
-      const row = [tokens, numKvHeads * headDim];
-      writeRows(this.#keys[layer], rows, k.view(row));
-      writeRows(this.#values[layer], rows, v.view(row));
-      added = project(attend(layer, q, k, v).view([tokens, numHeads * headDim]), 'self_attn.o_proj');
-      const y = normalized(of('post_attention_layernorm.weight')!);
-      added = project(swiglu(project(y, 'mlp.gate_proj'), project(y, 'mlp.up_proj')), 'mlp.down_proj');
-    }
-    return normalized(weights.get('model.norm.weight')!);
+  /** Tokens that a query of a layer with a sliding window sees. */
+  #window(layer: number): { windowSize?: readonly [number, number] } {
+    const { slidingWindow, slidingLayers } = this.#model.config;
+    if (slidingWindow === undefined || !slidingLayers.includes(layer)) return {};
+    return { windowSize: [slidingWindow - 1, 0] };
   }
 
   [Symbol.dispose](): void {

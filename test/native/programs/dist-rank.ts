@@ -1,4 +1,7 @@
 /** One rank of a job, in a process of its own; test/support/rank-processes.ts starts it. */
+import { spawn } from 'node:child_process';
+import { isMainThread, Worker, workerData } from 'node:worker_threads';
+import { DynamicBatcher } from '../../../src/batch/batcher.js';
 import { init } from '../../../src/dist/init.js';
 import type { CollectiveArray, ProcessGroup, ReduceOp } from '../../../src/dist/process-group.js';
 
@@ -126,7 +129,248 @@ async function concurrency(group: ProcessGroup): Promise<void> {
   await second.close();
 }
 
+/** Reduces 4 MiB over and over until something goes wrong; then the rank is still well. */
+async function reduceUntilFailure(group: ProcessGroup): Promise<void> {
+  const buffer = new Float32Array(2 ** 20);
+  for (let turn = 0; ; turn++) {
+    try {
+      await group.allReduce(buffer, 'sum');
+    } catch (error) {
+      say('rejected', { at: Date.now(), turn, ...describe(error) });
+      break;
+    }
+    if (turn === 0) say('running');
+  }
+  const again = performance.now();
+  await group.barrier().catch((error) => say('again', { ms: performance.now() - again, ...describe(error) }));
+}
+
+/** What `run` rejects with, or the word that it resolved. */
+async function outcome(run: () => Promise<unknown>): Promise<object | string> {
+  try {
+    await run();
+    return 'resolved';
+  } catch (error) {
+    return describe(error);
+  }
+}
+
+/** Faults that leave the processes alive, each in a group of its own. */
+async function softFaults(group: ProcessGroup): Promise<void> {
+  const { rank, size } = group;
+  const all = Array.from({ length: size }, (_, r) => r);
+  const odd = rank === size - 1;
+  const large = (length = 5000) => new Float32Array(length);
+  const mismatches: [string, (g: ProcessGroup) => Promise<unknown>][] = [
+    ['op', (g) => (odd ? g.barrier() : g.allReduce(large(), 'sum'))],
+    ['length', (g) => g.allReduce(large(odd ? 4000 : 5000), 'sum')],
+    ['small and large', (g) => g.allReduce(large(odd ? 2 : 5000), 'sum')],
+    ['dtype', (g) => g.allReduce(odd ? new Int32Array(5000) : large(), 'sum')],
+    ['root', (g) => g.broadcast(large(), odd ? 1 : 0)],
+    ['tag', (g) => g.barrier({ tag: odd ? 'x' : 'y' })],
+  ];
+  for (const [what, run] of mismatches) {
+    const inner = await group.subgroup(all);
+    say(`mismatch: ${what}`, { outcome: await outcome(() => run(inner)), state: inner.state });
+    await inner.close();
+  }
+
+  // One rank brings a bad argument and goes on: nobody has lost count.
+  const patient = await group.subgroup(all);
+  if (odd) say('bad argument', { outcome: await outcome(() => patient.allReduce([1] as never, 'sum')) });
+  const [sum] = await patient.allReduce(Int32Array.of(1), 'sum');
+  say('after bad argument', { sum });
+  // One rank never comes: it is named.
+  const late = odd ? 'away' : await outcome(() => patient.barrier({ timeoutMs: 1000 }));
+  say('late', { outcome: late });
+  await group.barrier();
+  if (odd) say('late rank', { outcome: await outcome(() => patient.barrier()) });
+  await patient.close();
+
+  const signalled = await group.subgroup(all);
+  if (odd) {
+    const reason = new Error('changed my mind');
+    const before = await outcome(() => signalled.barrier({ signal: AbortSignal.abort(reason) }));
+    say('signal before', { outcome: before });
+  }
+  await signalled.barrier(); // no number was lost
+  const controller = new AbortController();
+  if (odd) setTimeout(() => controller.abort(new Error('enough')), 100);
+  const during = odd
+    ? [signalled.allReduce(large(), 'sum', { signal: controller.signal }), signalled.barrier()]
+    : rank === 0
+      ? [] // does not call: the others wait
+      : [signalled.allReduce(large(), 'sum')];
+  say('signal during', { outcomes: await Promise.all(during.map((call) => outcome(() => call))) });
+  await group.barrier();
+  say('after signal', { outcome: await outcome(() => signalled.barrier()) });
+  await signalled.close();
+
+  const aborted = await group.subgroup(all);
+  const started = performance.now();
+  if (odd) setTimeout(() => aborted.abort(new Error('out of data')), 100);
+  const waiting = rank === 0 ? 'away' : await outcome(() => aborted.allGatherV(new Uint8Array(9000)));
+  say('abort', { outcome: waiting, ms: performance.now() - started - 100 });
+  await group.barrier();
+  await aborted.close();
+
+  const refusing = await group.subgroup(all);
+  const tooLong = await outcome(() =>
+    refusing.allGatherV(new Uint8Array(odd ? 9000 : 10), rank === 0 ? { maxBytes: 100 } : {}),
+  );
+  say('too long', { outcome: tooLong });
+  await group.barrier();
+  await refusing.close();
+}
+
+/** Ends this process in the middle of a collective of which it is part. */
+async function endBy(group: ProcessGroup, how: string): Promise<void> {
+  await group.barrier();
+  if (group.rank !== group.size - 1) return reduceUntilFailure(group);
+  void group.allReduce(new Float32Array(2 ** 20), 'sum').catch(() => {});
+  if (how === 'exit') process.exit(7);
+  if (how === 'main ends') return new Promise(() => {}); // an idle rank
+  setTimeout(() => {
+    throw new Error('a bug of the user');
+  });
+  await new Promise(() => {});
+}
+
+/** The batcher over shards of very different sizes: what this rank was given. */
+async function batches(group: ProcessGroup): Promise<void> {
+  const sizes = [37, 5, 0, 18];
+  const samples = Array.from({ length: sizes[group.rank] }, (_, i) => ({
+    id: `${group.rank}/${i}`,
+    inputIds: new Int32Array(1 + ((7 * i + 3 * group.rank) % 50)),
+  }));
+  for (const align of ['split', 'defer'] as const) {
+    const batcher = new DynamicBatcher(samples, {
+      budget: { packedTokens: 100 },
+      window: 8,
+      seed: 5,
+      align,
+      group,
+    });
+    const ids: unknown[] = [];
+    const globalTokens: number[] = [];
+    let idle = 0;
+    for await (const { ids: own, info } of batcher) {
+      ids.push(...own);
+      globalTokens.push(info.globalTokens);
+      if (info.idle) idle++;
+    }
+    say(`batches: ${align}`, { ids, idle, globalTokens });
+  }
+}
+
+/** The same collectives by PyTorch's Gloo, in the same job, from the same store: equal results. */
+async function besideTorch(group: ProcessGroup): Promise<void> {
+  const { rank, size } = group;
+  const length = 3000;
+  const input = Float32Array.from({ length }, (_, i) => ((i * (rank + 3)) % 101) / 8);
+  const own: Record<string, Float32Array> = {};
+  for (const op of ['sum', 'avg', 'min', 'max'] as const) own[op] = await group.allReduce(input.slice(), op);
+  own.gather = await group.allGather(input, new Float32Array(length * size));
+  own.broadcast = await group.broadcast(input.slice(), 1);
+  const child = spawn('python3', ['-c', torchProgram], { stdio: ['pipe', 'pipe', 'inherit'] });
+  child.stdin.end(Buffer.from(input.buffer));
+  const chunks: Buffer[] = [];
+  for await (const chunk of child.stdout) chunks.push(chunk as Buffer);
+  const answer = Buffer.concat(chunks);
+  const theirs = new Float32Array(new Uint8Array(answer).buffer);
+  let at = 0;
+  for (const [what, ours] of Object.entries(own)) {
+    const other = theirs.subarray(at, at + ours.length);
+    at += ours.length;
+    // Eighths of small integers: no order of additions rounds.
+    const odd = ours.findIndex((x, i) => x !== other[i]);
+    if (odd >= 0) throw new Error(`${what}[${odd}]: ours ${ours[odd]}, PyTorch's ${other[odd]}`);
+  }
+  if (at !== theirs.length) throw new Error(`PyTorch sent ${theirs.length} values, expected ${at}`);
+  say('equal', { values: at });
+}
+
+// Reads one array, writes the results one after another: sum, average, minimum, maximum, gather, broadcast.
+const torchProgram = `
+import sys, torch, torch.distributed as dist
+torch.set_num_threads(1)
+x = torch.frombuffer(bytearray(sys.stdin.buffer.read()), dtype=torch.float32)
+dist.init_process_group('gloo')
+n, out = dist.get_world_size(), sys.stdout.buffer
+for op in (dist.ReduceOp.SUM, None, dist.ReduceOp.MIN, dist.ReduceOp.MAX):
+    y = x.clone()
+    dist.all_reduce(y, op=op or dist.ReduceOp.SUM)
+    out.write((y if op else y / n).numpy().tobytes())
+all = [torch.empty_like(x) for _ in range(n)]
+dist.all_gather(all, x)
+out.write(torch.cat(all).numpy().tobytes())
+dist.broadcast(x, 1)
+out.write(x.numpy().tobytes())
+out.flush()
+dist.destroy_process_group()
+`;
+
+/** A rank in a worker that is terminated, or whose process ends, in the middle of a collective. */
+async function endWorker(group: ProcessGroup): Promise<void> {
+  await group.barrier();
+  const pending = group.allReduce(new Float32Array(2 ** 20), 'sum');
+  say('waiting');
+  await pending;
+}
+
 const scripts: Record<string, (group: ProcessGroup) => Promise<void>> = {
+  reduce: reduceUntilFailure,
+  batches,
+  /** Comes to the second collective after its peer has gone. */
+  async slow(group) {
+    await group.barrier();
+    await new Promise((resolve) => setTimeout(resolve, 1500));
+    await reduceUntilFailure(group);
+  },
+  torch: besideTorch,
+  hello: (group) => group.barrier(),
+  /** Rank 1 fails at the first start only. */
+  async 'fail once'(group) {
+    await group.barrier();
+    if (group.rank === 1 && process.env.TORCHELASTIC_RESTART_COUNT === '0') process.exit(3);
+    await group.barrier();
+  },
+  /** Rank 1 fails; the others do not listen to SIGTERM. */
+  async deaf(group) {
+    process.on('SIGTERM', () => say('deaf'));
+    await group.barrier();
+    if (group.rank === 1) process.kill(process.pid, 'SIGKILL');
+    await new Promise(() => setInterval(() => {}, 1000));
+  },
+  'wait in a collective': endWorker,
+  /** The rank's process lives on with its group closed. */
+  async 'close early'(group) {
+    await group.barrier();
+    if (group.rank === 0) await group.close();
+    else
+      say('rejected', {
+        at: Date.now(),
+        ...((await outcome(() => group.allReduce(new Float32Array(5000), 'sum'))) as object),
+      });
+  },
+  'soft faults': softFaults,
+  exit: (group) => endBy(group, 'exit'),
+  throw: (group) => endBy(group, 'throw'),
+  /** Two reductions, the second one when the test says so by a signal. */
+  async patience(group) {
+    await group.allReduce(new Float32Array(5000), 'sum');
+    say('first');
+    await new Promise<void>((resolve) => {
+      const timer = setInterval(() => {}, 1000);
+      process.once('SIGUSR2', () => {
+        clearInterval(timer);
+        resolve();
+      });
+    });
+    const [sum] = await group.allReduce(new Float32Array(5000).fill(1), 'sum');
+    say('second', { sum });
+    await reduceUntilFailure(group);
+  },
   async collectives(group) {
     say('checked', { checks: await collectives(group) });
     await concurrency(group);
@@ -134,7 +378,15 @@ const scripts: Record<string, (group: ProcessGroup) => Promise<void>> = {
 };
 
 async function main(): Promise<void> {
-  const [script, optionsText = '{}'] = process.argv.slice(2);
+  const [script, optionsText = '{}', place = 'main'] = isMainThread ? process.argv.slice(2) : workerData;
+  if (place === 'worker' && isMainThread) {
+    const worker = new Worker(__filename, { workerData: [script, optionsText] });
+    await new Promise<void>((resolve) => process.once('SIGUSR2', () => resolve()));
+    say('terminated', { code: await worker.terminate() });
+    return;
+  }
+  say('starting');
+  if (script === 'never') return new Promise(() => setInterval(() => {}, 1000));
   const started = performance.now();
   const group = await init(JSON.parse(optionsText));
   say('ready', {
