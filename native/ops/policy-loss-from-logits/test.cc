@@ -209,7 +209,7 @@ TEST_CASE("A target outside the vocabulary is named, on active rows alone") {
     p.target_ids = testing::Host(targets);
     CHECK(p.Validate().ok());  // which rows count is known in the stream
     (void)testing::Outputs(p, &status);
-    CHECK(status.code == Code::kIndex);
+    REQUIRE(status.code == Code::kIndex);
     CHECK(status.details[0].second == 6);
   }
   p.batch.loss_mask = {};
