@@ -5,7 +5,6 @@ import { describeLines } from '../src/cli/bench.js';
 import { Device } from '../src/index.js';
 
 import { hasBatchTargets, measureBatchTargets } from './batch/targets.js';
-import { bench as benchSparsePrefill } from './ops/sparse-prefill.bench.js';
 import { bench as benchAdamw } from './ops/adamw.bench.js';
 import { bench as benchAdd } from './ops/add.bench.js';
 import { bench as benchCrossEntropy } from './ops/cross-entropy.bench.js';
@@ -18,11 +17,12 @@ import { bench as benchPolicyLossFromHidden } from './ops/policy-loss-from-hidde
 import { bench as benchRmsNorm } from './ops/rms-norm.bench.js';
 import { bench as benchRope } from './ops/rope.bench.js';
 import { bench as benchSampling } from './ops/sampling.bench.js';
+import { bench as benchSparsePrefill } from './ops/sparse-prefill.bench.js';
 import { bench as benchSwiglu } from './ops/swiglu.bench.js';
 import { bench as benchVarlenAttention } from './ops/varlen-attention.bench.js';
-import { hasSuiteTargets, measureSuites } from './suites.js';
 import { bench as benchWriteRows } from './ops/write-rows.bench.js';
 import { hasRlTargets, measureRlTargets } from './rl/targets.js';
+import { hasSuiteTargets, measureSuites } from './suites.js';
 import { measureTargets, type Outcome, readTargets, type Target } from './targets.js';
 
 const USAGE = `npm run bench -- [name...] [--json] [--quick]
@@ -140,7 +140,7 @@ async function main(): Promise<void> {
     hasBatchTargets(name) ||
     hasRlTargets(name) ||
     readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
-    hasSuiteTargets(name) || readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
+  hasSuiteTargets(name) || readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
   if (only !== undefined && !known(only)) {
     fail(`no target '${only}'`);
   }

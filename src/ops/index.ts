@@ -54,7 +54,6 @@ export { type AddRmsNormResult, addRmsNorm, type RmsNormOptions, rmsNorm } from 
 export { type RopeOptions, rope, ropeTable } from './rope.js';
 export { type SamplingOptions, type SamplingResult, sampling } from './sampling.js';
 export type { SequenceScales } from './sequence-scales.js';
-export { type SwigluOptions, swiglu } from './swiglu.js';
 export {
   type AttentionState,
   lseToLog2,
@@ -65,6 +64,7 @@ export {
   type SparsePrefillResult,
   sparsePrefill,
 } from './sparse-prefill.js';
+export { type SwigluOptions, swiglu } from './swiglu.js';
 export {
   type SavedForBackward,
   type VarlenAttentionBackwardOptions,
