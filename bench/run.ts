@@ -10,10 +10,14 @@ import { bench as benchAdd } from './ops/add.bench.js';
 import { bench as benchCrossEntropy } from './ops/cross-entropy.bench.js';
 import { bench as benchCrossEntropyFromHidden } from './ops/cross-entropy-from-hidden.bench.js';
 import { bench as benchEmbedding } from './ops/embedding.bench.js';
+import { bench as benchGradClip } from './ops/grad-clip.bench.js';
+import { bench as benchGroupAdvantage } from './ops/group-advantage.bench.js';
 import { bench as benchGeneralizedJsd } from './ops/generalized-jsd.bench.js';
 import { bench as benchGradClip } from './ops/grad-clip.bench.js';
 import { bench as benchLinear } from './ops/linear.bench.js';
 import { bench as benchPolicyLossFromHidden } from './ops/policy-loss-from-hidden.bench.js';
+import { bench as benchPolicyLoss } from './ops/policy-loss.bench.js';
+import { bench as benchPolicyLossFromLogits } from './ops/policy-loss-from-logits.bench.js';
 import { bench as benchRmsNorm } from './ops/rms-norm.bench.js';
 import { bench as benchRope } from './ops/rope.bench.js';
 import { bench as benchSampling } from './ops/sampling.bench.js';
@@ -43,6 +47,10 @@ const BENCHES: Readonly<Record<string, Bench>> = {
   'generalized-jsd': benchGeneralizedJsd,
   linear: benchLinear,
   'policy-loss-from-hidden': benchPolicyLossFromHidden,
+  'group-advantage': benchGroupAdvantage,
+  linear: benchLinear,
+  'policy-loss': benchPolicyLoss,
+  'policy-loss-from-logits': benchPolicyLossFromLogits,
   'rms-norm': benchRmsNorm,
   rope: benchRope,
   sampling: benchSampling,
@@ -72,9 +80,8 @@ async function runBenches(names: readonly string[], { json, quick }: Flags): Pro
 
 async function* measureAll({ quick, only }: Flags): AsyncGenerator<Outcome> {
   yield* measureTargets(only, quick, (id, why) => console.error(`${id}: not measured: ${why}`));
-  yield* measureBatchTargets(only);
-  yield* measureRlTargets(only);
   yield* measureSuites(only);
+  yield* measureRlTargets(only);
 }
 
 /** True when every target that was measured holds. */
@@ -137,7 +144,7 @@ async function main(): Promise<void> {
   if (!values.targets) return runBenches(positionals, flags);
   const { only } = values;
   const known = (name: string) =>
-    hasBatchTargets(name) ||
+    hasSuiteTargets(name) ||
     hasRlTargets(name) ||
     readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
   hasSuiteTargets(name) || readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));

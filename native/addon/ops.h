@@ -24,24 +24,6 @@
 namespace varlen::addon {
 
 // One line per op; src/native/binding.ts has the same list.
-using Ops = OpList<                                                                          //
-    add::Forward,                                                                            //
-    cross_entropy::Forward,                                                                  //
-    cross_entropy::Backward,                                                                 //
-    cross_entropy_from_hidden::Forward,                                                      //
-    cross_entropy_from_hidden::Backward,                                                     //
-    embedding::Forward,                                                                      //
-    embedding::Backward,                                                                     //
-    generalized_jsd::Forward, generalized_jsd::Backward, linear::Forward,                    //
-    linear::Backward,                                                                        //
-    policy_loss_from_hidden::Forward, policy_loss_from_hidden::Backward, rms_norm::Forward,  //
-    rms_norm::Backward,                                                                      //
-    rope::Forward,                                                                           //
-    rope::Backward,                                                                          //
-    swiglu::Forward,                                                                         //
-    swiglu::Backward,                                                                        //
-    varlen_attention::Forward,                                                               //
-    varlen_attention::Backward>;
 // clang-format off
 using Ops = OpList<
     adamw::Forward,
@@ -52,6 +34,8 @@ using Ops = OpList<
     cross_entropy_from_hidden::Backward,
     embedding::Forward,
     embedding::Backward,
+    generalized_jsd::Forward,
+    generalized_jsd::Backward,
     grad_clip::Forward,
     group_advantage::Forward,
     linear::Forward,

@@ -42,7 +42,6 @@ export {
   policyLossFromLogitsBackward,
   type SavedLogits,
 } from './policy-loss-from-logits.js';
-
 export {
   type GroupStats,
   mergeStats,
