@@ -163,6 +163,8 @@ class GlooTransport implements Transport {
   #waiting = false;
   #beats = 0;
   #beating: NodeJS.Timeout | undefined;
+  /** When this process was last seen running. */
+  #awake = 0;
   #ending = false;
   #told = false;
   #storeLost = false;
@@ -249,8 +251,9 @@ class GlooTransport implements Transport {
 
   /** The mesh does not need the store; failures are then found without the names of ranks. */
   loseStore(error: Error): void {
-    if (this.#storeLost || this.#ending) return;
+    if (this.#storeLost) return;
     this.#storeLost = true;
+    if (this.#ending) return;
     const text = `the store of the process group is gone (${error.message}); failures will be noticed without the names of ranks`;
     // When the job ends, rank 0 may be gone a moment before this rank has closed.
     setTimeout(() => {
@@ -262,6 +265,7 @@ class GlooTransport implements Transport {
   async #run(seq: number, job: Promise<Gathered>, timeoutMs: number): Promise<Arrived> {
     this.#seq = seq;
     this.#waiting = true;
+    this.#awake = performance.now();
     this.#beating ??= setInterval(() => this.#beat(), this.#beatMs).unref();
     try {
       const gathered = await job;
@@ -279,6 +283,7 @@ class GlooTransport implements Transport {
 
   /** Writes where this rank is, and that it is alive: others can tell who is late. */
   #beat(): void {
+    this.#awake = performance.now();
     const { rendezvous, prefix, rank } = this.#options;
     const state = `${this.#seq} ${this.#waiting ? 1 : 0} ${++this.#beats}`;
     if (!this.#waiting) {
@@ -292,6 +297,7 @@ class GlooTransport implements Transport {
   async #lose(error: Error, seq: number, timeoutMs: number): Promise<void> {
     if (this.#ending) return;
     this.#ending = true;
+    const asleepMs = performance.now() - this.#awake;
     const kind = error instanceof GlooFailure ? error.kind : 'internal';
     const missingRanks =
       kind === 'timeout' ? await this.#lateRanks(timeoutMs) : this.#lostRank(error.message);
@@ -314,7 +320,10 @@ class GlooTransport implements Transport {
       ...(missingRanks === undefined ? {} : { missingRanks }),
       cause: error,
     });
-    this.#tell(first);
+    // Who was stopped wakes to a deadline of its own; without a store nobody tells that the job is over.
+    const stopped = kind === 'timeout' && this.#storeLost && asleepMs > timeoutMs / 2;
+    const message = `this process was stopped for ${Math.round(asleepMs)} ms in exchange #${seq}; its peers have given it up`;
+    this.#tell(stopped ? { ...first, code: 'ERR_VARLEN_DIST_PEER_LOST', message } : first);
   }
 
   /**
@@ -323,10 +332,11 @@ class GlooTransport implements Transport {
    */
   async #lateRanks(timeoutMs: number): Promise<readonly number[] | undefined> {
     const before = await this.#readProgress();
+    if (before === undefined) return undefined;
     const patience = Math.min(1000, timeoutMs / 10);
     await sleep(Math.max(patience, 2 * this.#beatMs));
     const after = await this.#readProgress();
-    if (before === undefined || after === undefined) return undefined;
+    if (after === undefined) return undefined;
     const late = [...after.keys()].filter((rank) => {
       const [, waiting] = after[rank].split(' ');
       return rank !== this.rank && (waiting !== '1' || after[rank] === before[rank]);
@@ -346,7 +356,9 @@ class GlooTransport implements Transport {
       }
       return all;
     };
-    return within(ANSWER_MS, read());
+    const progress = read();
+    progress.catch((error) => this.loseStore(error));
+    return within(ANSWER_MS, progress);
   }
 
   /** The peer that a message of Gloo's speaks of. */
