@@ -11,6 +11,7 @@ import { bench as benchEmbedding } from './ops/embedding.bench.js';
 import { bench as benchGradClip } from './ops/grad-clip.bench.js';
 import { bench as benchGroupAdvantage } from './ops/group-advantage.bench.js';
 import { bench as benchGeneralizedJsd } from './ops/generalized-jsd.bench.js';
+import { bench as benchGradClip } from './ops/grad-clip.bench.js';
 import { bench as benchLinear } from './ops/linear.bench.js';
 import { bench as benchPolicyLossFromHidden } from './ops/policy-loss-from-hidden.bench.js';
 import { bench as benchPolicyLoss } from './ops/policy-loss.bench.js';
@@ -79,7 +80,6 @@ async function* measureAll({ quick, only }: Flags): AsyncGenerator<Outcome> {
   yield* measureTargets(only, quick, (id, why) => console.error(`${id}: not measured: ${why}`));
   yield* measureSuites(only);
   yield* measureRlTargets(only);
-  yield* measureSuites(only);
 }
 
 /** True when every target that was measured holds. */
@@ -145,7 +145,6 @@ async function main(): Promise<void> {
     hasSuiteTargets(name) ||
     hasRlTargets(name) ||
     readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
-  hasSuiteTargets(name) || readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
   if (only !== undefined && !known(only)) {
     fail(`no target '${only}'`);
   }

@@ -136,7 +136,7 @@ async function backward(
     for (let t = 0; t < entry.tokens.length; t++) predictors[cuSeqlens[i] + t] = first + t;
   });
   const advantages = Float32Array.from(rollouts, ({ advantage }) => advantage);
-  using out = scope(() => {
+  const read = scope(() => {
     const { inputIds, positionIds, maxSeqlen } = batch;
     const all = model.forward({ inputIds, positionIds, cuSeqlens: batch.cuSeqlens, maxSeqlen });
     const loss = policyLossFromHidden(
@@ -155,9 +155,10 @@ async function backward(
       { temperature },
     );
     loss.loss.backward();
-    return loss;
+    // Reads that have begun outlive their tensors.
+    return { stats: loss.stats.data(), logprobs: loss.logprobs.data() };
   });
-  const [stats, trained] = await Promise.all([out.stats.data(), out.logprobs.data()]);
+  const [stats, trained] = await Promise.all([read.stats, read.logprobs]);
   let mismatchSum = 0;
   let mismatchMax = 0;
   for (let t = 0; t < total; t++) {
