@@ -4,8 +4,6 @@ import type { Bench } from '../src/cli/bench/measure.js';
 import { describeLines } from '../src/cli/bench.js';
 import { Device } from '../src/index.js';
 
-import { hasBatchTargets, measureBatchTargets } from './batch/targets.js';
-import { bench as benchSparsePrefill } from './ops/sparse-prefill.bench.js';
 import { bench as benchAdamw } from './ops/adamw.bench.js';
 import { bench as benchAdd } from './ops/add.bench.js';
 import { bench as benchEmbedding } from './ops/embedding.bench.js';
@@ -14,16 +12,16 @@ import { bench as benchLinear } from './ops/linear.bench.js';
 import { bench as benchRmsNorm } from './ops/rms-norm.bench.js';
 import { bench as benchRope } from './ops/rope.bench.js';
 import { bench as benchSampling } from './ops/sampling.bench.js';
+import { bench as benchSparsePrefill } from './ops/sparse-prefill.bench.js';
 import { bench as benchSwiglu } from './ops/swiglu.bench.js';
 import { bench as benchVarlenAttention } from './ops/varlen-attention.bench.js';
-import { hasSuiteTargets, measureSuites } from './suites.js';
 import { bench as benchWriteRows } from './ops/write-rows.bench.js';
+import { hasSuiteTargets, measureSuites } from './suites.js';
 import { measureTargets, type Outcome, readTargets, type Target } from './targets.js';
 
 const USAGE = `npm run bench -- [name...] [--json] [--quick]
 npm run bench -- --targets [--only id] [--json] [--quick]
 
-Names: varlen-attention, sparse-prefill, call-overhead. --only takes a target's id or the beginning of several, such as
 Names: an op's, such as linear or varlen-attention, and call-overhead. --only takes a target's id or the beginning of several, such as
 attention.cpu or gemm.cpu.torch. --json prints one object per line. VARLEN_BENCH_PYTHON names the Python
 that has PyTorch.`;

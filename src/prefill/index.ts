@@ -30,14 +30,16 @@ export type {
 export {
   type HeadStats,
   type PlanIndices,
-  type PlanOptions,
   type PrefillConfig,
   PrefillPlan,
   type PrefillPlanData,
+  type PrefillPlanOptions,
   type PrefillStats,
   planPrefill,
   prefillWorkspaceBytes,
   type RecallGuarantee,
   type WorkspaceShape,
 } from './plan.js';
+export { deserializePlan, serializePlan } from './serialize.js';
 export type { PatternSummary } from './summary.js';
+export { type SynthHead, type SynthKind, type SynthOptions, synthHead } from './synthetic.js';
