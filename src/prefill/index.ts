@@ -7,7 +7,14 @@ export {
   type SparsePrefillResult,
   sparsePrefill,
 } from '../ops/sparse-prefill.js';
-export type { LayerConfig } from './config.js';
+export {
+  type LayerConfig,
+  loadPatternConfig,
+  type PatternConfig,
+  type PatternConfigOptions,
+  writeMinferenceConfig,
+  writePatternConfig,
+} from './config.js';
 export type { ModalityLayout, ModalityRun } from './modality.js';
 export type {
   AShapePattern,
