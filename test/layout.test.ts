@@ -13,6 +13,7 @@ const WITHOUT_CUDA = [
   'cross-entropy',
   'cross-entropy-from-hidden',
   'embedding',
+  'generalized-jsd',
   'grad-clip',
   'group-advantage',
   'linear',

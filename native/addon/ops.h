@@ -6,6 +6,7 @@
 #include "ops/cross-entropy/cross-entropy.h"
 #include "ops/cross-entropy-from-hidden/cross-entropy-from-hidden.h"
 #include "ops/embedding/embedding.h"
+#include "ops/generalized-jsd/generalized-jsd.h"
 #include "ops/grad-clip/grad-clip.h"
 #include "ops/group-advantage/group-advantage.h"
 #include "ops/linear/linear.h"
@@ -33,6 +34,8 @@ using Ops = OpList<
     cross_entropy_from_hidden::Backward,
     embedding::Forward,
     embedding::Backward,
+    generalized_jsd::Forward,
+    generalized_jsd::Backward,
     grad_clip::Forward,
     group_advantage::Forward,
     linear::Forward,

@@ -184,9 +184,10 @@ Call ExampleE2(DType dtype, bool masked) {
 void CheckE2(const Call& call, bool masked, double tolerance) {
   const auto spread = [&](std::vector<double> values, int64_t width = 1) {
     std::vector<double> rows;
-    for (size_t i = 0; i < values.size(); i += static_cast<size_t>(width)) {
-      rows.insert(rows.end(), values.begin() + i, values.begin() + i + width);
-      if (masked) rows.insert(rows.end(), static_cast<size_t>(width), 0.0);
+    for (size_t i = 0; i < values.size(); ++i) {
+      rows.push_back(values[i]);
+      const bool row_ends = static_cast<int64_t>(i + 1) % width == 0;
+      for (int64_t j = 0; masked && row_ends && j < width; ++j) rows.push_back(0);
     }
     return rows;
   };

@@ -38,7 +38,7 @@ export type ScopeOptions =
   | { readonly scope: 'micro-batch'; readonly microBatches?: number; readonly optimizerSteps?: never };
 
 /** Settings of {@link planAggregation}. */
-export type PlanOptions = ScopeOptions & {
+export type AggregationPlanOptions = ScopeOptions & {
   readonly aggregation: Aggregation;
   /** Ranks whose gradients are combined. Default 1. */
   readonly worldSize?: number;
@@ -84,7 +84,7 @@ const INPUT_KEYS = ['lengths', 'effectiveLengths', 'groupIds', 'ids', 'entropyTo
 export function resolvePlan(
   op: string,
   input: PlanInput,
-  options: PlanOptions,
+  options: AggregationPlanOptions,
   extraOptions: readonly string[] = [],
 ): ResolvedPlan {
   checkKeys(op, 'input', input, INPUT_KEYS);
@@ -135,7 +135,10 @@ export function resolvePlan(
   };
 }
 
-function resolveScope(op: string, options: PlanOptions): { scope: ResolvedPlan['scope']; steps: number } {
+function resolveScope(
+  op: string,
+  options: AggregationPlanOptions,
+): { scope: ResolvedPlan['scope']; steps: number } {
   const given = options as {
     scope?: ResolvedPlan['scope'];
     optimizerSteps?: number;

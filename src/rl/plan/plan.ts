@@ -4,7 +4,7 @@ import { lengthHash } from '../../ops/length-hash.js';
 import type { SequenceScales } from '../../ops/sequence-scales.js';
 import { rangeError } from '../check-arrays.js';
 import type { Aggregation } from './aggregation.js';
-import { type PlanInput, type PlanOptions, type ResolvedPlan, resolvePlan } from './options.js';
+import { type AggregationPlanOptions, type PlanInput, type ResolvedPlan, resolvePlan } from './options.js';
 import { type LocalTotals, localTotals, NUM_TOTALS, type PlanTotals, readTotals } from './totals.js';
 
 /**
@@ -63,7 +63,7 @@ export interface AggregationPlan extends SequenceScales {
  * const plan = planAggregation({ lengths }, { aggregation: { mode: 'token-mean' } });
  * plan.seqScale; // 1/9 each
  */
-export function planAggregation(input: PlanInput, options: PlanOptions): AggregationPlan {
+export function planAggregation(input: PlanInput, options: AggregationPlanOptions): AggregationPlan {
   const op = 'planAggregation';
   const resolved = resolvePlan(op, input, options);
   const local = localTotals(op, input, resolved);
