@@ -4,5 +4,7 @@ export * from './dist/index.js';
 export * from './errors.js';
 export * from './nn/index.js';
 export * from './ops/index.js';
+export * from './optim/index.js';
+export * from './prefill/index.js';
 export * from './rl/index.js';
 export * from './tensor/index.js';

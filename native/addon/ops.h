@@ -6,6 +6,7 @@
 #include "ops/cross-entropy/cross-entropy.h"
 #include "ops/cross-entropy-from-hidden/cross-entropy-from-hidden.h"
 #include "ops/embedding/embedding.h"
+#include "ops/generalized-jsd/generalized-jsd.h"
 #include "ops/grad-clip/grad-clip.h"
 #include "ops/group-advantage/group-advantage.h"
 #include "ops/linear/linear.h"
@@ -15,6 +16,7 @@
 #include "ops/rms-norm/rms-norm.h"
 #include "ops/rope/rope.h"
 #include "ops/sampling/sampling.h"
+#include "ops/sparse-prefill/sparse-prefill.h"
 #include "ops/swiglu/swiglu.h"
 #include "ops/varlen-attention/varlen-attention.h"
 #include "ops/write-rows/write-rows.h"
@@ -32,6 +34,8 @@ using Ops = OpList<
     cross_entropy_from_hidden::Backward,
     embedding::Forward,
     embedding::Backward,
+    generalized_jsd::Forward,
+    generalized_jsd::Backward,
     grad_clip::Forward,
     group_advantage::Forward,
     linear::Forward,
@@ -47,6 +51,12 @@ using Ops = OpList<
     rope::Forward,
     rope::Backward,
     sampling::Forward,
+    sparse_prefill::Forward,
+    sparse_prefill::Count,
+    sparse_prefill::Indices,
+    sparse_prefill::Mask,
+    sparse_prefill::Merge,
+    sparse_prefill::Plan,
     swiglu::Forward,
     swiglu::Backward,
     varlen_attention::Forward,

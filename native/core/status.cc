@@ -38,6 +38,14 @@ const char* CodeName(Code code) {
       return "ERR_VARLEN_TREE";
     case Code::kIndex:
       return "ERR_VARLEN_INDEX";
+    case Code::kBlockMask:
+      return "ERR_VARLEN_BLOCK_MASK";
+    case Code::kModality:
+      return "ERR_VARLEN_MODALITY";
+    case Code::kRecall:
+      return "ERR_VARLEN_RECALL";
+    case Code::kWorkspace:
+      return "ERR_VARLEN_WORKSPACE";
     case Code::kNonFinite:
       return "ERR_VARLEN_NON_FINITE";
     case Code::kLogprobPositive:

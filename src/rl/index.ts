@@ -27,7 +27,7 @@ export { type PromptedBatch, type ResponsesOfPrompted, responseBatchFromPrompted
 export { type AcrossOptions, type AllReduceSum, planAggregationAcross } from './plan/across.js';
 export type { Aggregation } from './plan/aggregation.js';
 export { activeLengths, keepSequences, type TokenLayout } from './plan/lengths.js';
-export type { PlanInput, PlanOptions, ScopeOptions } from './plan/options.js';
+export type { AggregationPlanOptions, PlanInput, ScopeOptions } from './plan/options.js';
 export { type AggregationPlan, planAggregation } from './plan/plan.js';
 export type { PlanTotals } from './plan/totals.js';
 export type { VarianceLaw } from './plan/variance-law.js';

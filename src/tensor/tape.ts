@@ -186,6 +186,37 @@ function addToLeaf(leaf: Tensor, gradient: Tensor): void {
   }
 }
 
+/** Who wants to know that a parameter has its gradient. */
+const leafHooks = new WeakMap<Tensor, () => void>();
+
+/**
+ * Calls `hook` during a backward as soon as it has brought `leaf` all its gradients: the rest of the walk
+ * goes on, and what the hook enqueues runs between. A leaf that the backward reaches without a gradient
+ * gets its call at the end. One hook a leaf; `undefined` takes it off.
+ */
+export function setLeafHook(leaf: Tensor, hook: (() => void) | undefined): void {
+  if (hook === undefined) leafHooks.delete(leaf);
+  else leafHooks.set(leaf, hook);
+}
+
+/**
+ * Leaves with hooks that walks inside the current one have reached: a checkpointed part of the graph is
+ * walked while its node is. `undefined` outside every walk.
+ */
+let reachedInside: Set<Tensor> | undefined;
+
+/** How many gradients each leaf with a hook may get from these nodes. */
+function countGradients(nodes: readonly TapeNode[]): Map<Tensor, number> {
+  const counts = new Map<Tensor, number>();
+  for (const { edges } of nodes) {
+    for (const edge of edges) {
+      if (edge === undefined || !('leaf' in edge) || !leafHooks.has(edge.leaf)) continue;
+      counts.set(edge.leaf, (counts.get(edge.leaf) ?? 0) + 1);
+    }
+  }
+  return counts;
+}
+
 /** Where backward starts: a result, and its gradient, which is consumed. */
 export interface Root {
   readonly output: Tensor;
@@ -237,6 +268,10 @@ function walkBack(
   retainGraph: boolean,
 ): void {
   const gradients = new Map<TapeNode, (Tensor | undefined)[]>();
+  const outer = reachedInside;
+  const expected = countGradients(nodes);
+  // What a checkpoint holds is not among the nodes: its leaves may get more until the very end.
+  const early = outer === undefined && !nodes.some((node) => node.op === 'checkpoint');
   const give = (edge: Edge, value: Tensor): void => {
     if (edge === undefined) {
       value.dispose();
@@ -244,6 +279,12 @@ function walkBack(
     }
     if ('leaf' in edge) {
       addToLeaf(edge.leaf, value);
+      const left = expected.get(edge.leaf);
+      if (left !== undefined) expected.set(edge.leaf, left - 1);
+      if (left === 1 && early) {
+        expected.delete(edge.leaf);
+        leafHooks.get(edge.leaf)?.();
+      }
       return;
     }
     let slots = gradients.get(edge.node);
@@ -254,6 +295,8 @@ function walkBack(
     const sum = slots[edge.output];
     slots[edge.output] = sum === undefined ? value : add(sum, value);
   };
+  const inside = outer ?? new Set<Tensor>();
+  reachedInside = inside;
   const before = setRecording(false);
   const walk = (): void => {
     for (const [edge, gradient] of start()) give(edge, gradient);
@@ -269,6 +312,11 @@ function walkBack(
       }
       if (!retainGraph) free(node);
     }
+    if (outer !== undefined) {
+      for (const leaf of expected.keys()) outer.add(leaf);
+      return;
+    }
+    for (const leaf of new Set([...expected.keys(), ...inside])) leafHooks.get(leaf)?.();
   };
   try {
     scope(walk); // frees what a failure leaves behind
@@ -276,6 +324,7 @@ function walkBack(
     freeUnused(nodes);
     throw error;
   } finally {
+    reachedInside = outer;
     setRecording(before);
   }
 }

@@ -61,7 +61,10 @@ export class Equation {
   ) {
     const { ratio, kl, rolloutCorrection } = config;
     const bypass = rolloutCorrection?.mode === 'bypass';
-    const readsOld = ratio.level !== 'none' && ratio.onPolicy !== true && !bypass;
+    // Without a ratio in the surrogate nobody needs an old policy, unless the rollout is weighed against it.
+    const weighs = rolloutCorrection !== undefined && !bypass;
+    const hasOld = ratio.onPolicy !== true && (ratio.level !== 'none' || weighs);
+    const readsOld = hasOld && !bypass;
     checkFields(op, batch, [
       'logprobs',
       ...(readsOld ? (['oldLogprobs'] as const) : []),
@@ -86,12 +89,10 @@ export class Equation {
       return tokens;
     });
     this.q = batch.logprobs!;
-    this.old = readsOld ? batch.oldLogprobs! : bypass ? reported(batch) : this.q;
-    this.correction =
-      rolloutCorrection === undefined || bypass
-        ? undefined
-        : rolloutWeights(batch.oldLogprobs ? batch : { ...batch, oldLogprobs: this.q }, rolloutCorrection)
-            .weights;
+    this.old = readsOld ? batch.oldLogprobs! : hasOld ? reported(batch) : this.q;
+    this.correction = weighs
+      ? rolloutWeights({ ...batch, oldLogprobs: this.old }, rolloutCorrection).weights
+      : undefined;
     this.advantageOf = advantageReader(op, batch);
     this.logClamp = ratio.logClamp ?? 20;
   }

@@ -126,7 +126,7 @@ const NEEDS: Readonly<Record<AdvantageEstimator, Needs>> = {
 };
 
 /** The names of all estimators. */
-export const ADVANTAGE_ESTIMATORS: readonly AdvantageEstimator[] = Object.keys(NEEDS) as AdvantageEstimator[];
+const ADVANTAGE_ESTIMATORS: readonly AdvantageEstimator[] = Object.keys(NEEDS) as AdvantageEstimator[];
 
 const INPUTS = [
   'rewards',

@@ -1,0 +1,122 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/tensor.h"
+#include "ops/sparse-prefill/pattern.h"
+
+// One (sequence, head) of a plan, cut into tiles of rows.
+namespace varlen::sparse_prefill {
+
+// Up to 64 rows that are computed together. Rows of a tile ascend; they are consecutive where
+// the pattern has no reason to group them otherwise: lines of a grid, and the members of one cell,
+// which share their keys, have tiles of their own, as have the modalities of a boundary pattern.
+struct Tile {
+  int32_t part;  // of the pattern: a modality, else 0
+  Stage stage;
+  int32_t cell;  // of Stage::kSlashes
+  int32_t count;
+  int64_t begin;  // first row, or where its rows start in the head's list
+  bool listed;
+};
+
+// Every modality layout and offset of a plan, read once per call.
+class PlanView {
+ public:
+  // Checks the header and the layouts against the tensor's size. Runs in the stream.
+  static Status Open(const Tensor& plan, PlanView* view);
+
+  int64_t num_seqs() const { return header_.num_seqs; }
+  int64_t num_heads() const { return header_.num_heads; }
+  const SequenceInfo& sequence(int64_t b) const { return sequences_[static_cast<size_t>(b)]; }
+  const Header& header() const { return header_; }
+  const HeadWords& head_words(int64_t b, int64_t head) const {
+    return heads_[static_cast<size_t>(b * num_heads() + head)];
+  }
+  Status Read(int64_t b, int64_t head, Pattern* pattern) const;
+
+ private:
+  Header header_{};
+  const int32_t* words_ = nullptr;
+  std::vector<SequenceInfo> sequences_;
+  std::vector<std::unique_ptr<Modalities>> modalities_;
+  std::vector<HeadWords> heads_;
+};
+
+// Reads header, sequences and head entries of a plan or of a configuration.
+Status ReadHeader(const int32_t* words, int64_t size, Header* header,
+                  std::vector<SequenceInfo>* sequences,
+                  std::vector<std::unique_ptr<Modalities>>* modalities,
+                  std::vector<HeadWords>* heads);
+
+class Head {
+ public:
+  Status Open(const PlanView& plan, int64_t b, int64_t head);
+  // The same from a pattern at hand; `sequence` must outlive it.
+  void Open(const SequenceInfo& sequence, Pattern pattern);
+
+  const SequenceInfo& sequence() const { return *sequence_; }
+  const Pattern& pattern() const { return pattern_; }
+  const std::vector<Tile>& tiles() const { return tiles_; }
+  bool has_slashes() const { return has_slashes_; }
+
+  // Rows of the chunk that a tile holds.
+  void RowsOf(const Tile& tile, int32_t* rows) const;
+  // The keys of a tile, after the causal mask: calls fn(j, rows of the tile that keep j),
+  // ascending.
+  template <class Fn>
+  void ForColumns(const Tile& tile, bool lines, ColumnSet& set, const Fn& fn) const;
+  // The same for any ascending rows, all stages at once.
+  template <class Fn>
+  void ForColumnsOfRows(const int32_t* rows, int count, bool lines, ColumnSet& set,
+                        const Fn& fn) const {
+    ForColumnsOf(pattern_, Stage::kWhole, -1, rows, count, lines, set, fn);
+  }
+
+ private:
+  template <class Fn>
+  void ForColumnsOf(const Pattern& pattern, Stage stage, int32_t cell, const int32_t* rows,
+                    int count, bool lines, ColumnSet& set, const Fn& fn) const;
+  void CutTiles();
+  void CutPart(int32_t part, const Pattern& pattern, std::vector<int32_t> rows);
+  void CutList(Tile tile, const std::vector<int32_t>& rows, int per_tile);
+
+  const SequenceInfo* sequence_ = nullptr;
+  Pattern pattern_;
+  std::vector<Tile> tiles_;
+  std::vector<int32_t> lists_;
+  bool has_slashes_ = false;
+};
+
+template <class Fn>
+void Head::ForColumns(const Tile& tile, bool lines, ColumnSet& set, const Fn& fn) const {
+  int32_t rows[kTileRows];
+  RowsOf(tile, rows);
+  const bool query_part = pattern_.kind == Kind::kQBoundary;
+  const Pattern& pattern =
+      query_part ? pattern_.children[static_cast<size_t>(tile.part)] : pattern_;
+  ForColumnsOf(pattern, tile.stage, tile.cell, rows, tile.count, lines, set, fn);
+}
+
+template <class Fn>
+void Head::ForColumnsOf(const Pattern& pattern, Stage stage, int32_t cell, const int32_t* rows,
+                        int count, bool lines, ColumnSet& set, const Fn& fn) const {
+  int32_t at[kTileRows];
+  for (int r = 0; r < count; ++r) at[r] = static_cast<int32_t>(rows[r] + sequence_->shift());
+  set.Clear();
+  AddColumns(pattern, stage, cell,
+             {*sequence_, rows, at, count, FirstRows(count), sequence_->k_length, nullptr, lines},
+             set);
+  int before = 0;  // rows whose position is below j
+  set.ForEach([&](int64_t j, RowBits kept) {
+    if (sequence_->causal) {
+      while (before < count && at[before] < j) ++before;
+      kept &= ~FirstRows(before);
+    }
+    if (kept != 0) fn(j, kept);
+  });
+}
+
+}  // namespace varlen::sparse_prefill

@@ -1,0 +1,219 @@
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/parallel.h"
+#include "ops/sparse-prefill/head.h"
+#include "ops/sparse-prefill/sparse-prefill.h"
+
+// The formulas of the header as plain loops in double, and the patterns as yes or no for one pair:
+// nothing here knows of tiles of rows, sets of columns or stages.
+namespace varlen::sparse_prefill {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+double ElementAt(const Tensor& tensor, int64_t index) {
+  switch (tensor.dtype) {
+    case DType::kF64:
+      return tensor.data<double>()[index];
+    case DType::kF32:
+      return tensor.data<float>()[index];
+    case DType::kF16:
+      return static_cast<float>(tensor.data<half>()[index]);
+    case DType::kBF16:
+      return static_cast<float>(tensor.data<bfloat16>()[index]);
+    default:
+      return std::numeric_limits<double>::quiet_NaN();  // Validate() refuses every other dtype
+  }
+}
+
+bool IsIn(int64_t x, const int32_t* list, int64_t count) {
+  for (int64_t n = 0; n < count; ++n) {
+    if (list[n] == x) return true;
+  }
+  return false;
+}
+
+// Row r of the chunk at position i meets the key at position j; `at` and `key` are their
+// coordinates, which inside a pair of modalities are ranks.
+struct Pair {
+  const SequenceInfo& sequence;
+  int64_t r, i, j, at, key;
+  bool in_pair = false;
+};
+
+int64_t FloorDivide(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+// Offset s brings the tile of `at` the columns [first of tile - s, last of tile - s].
+bool OnSlash(const Pattern& p, int64_t at, int64_t key) {
+  if (at < 0) return false;
+  const int64_t first = FloorDivide(at, p.slash_tile) * p.slash_tile;
+  const int64_t last = first + p.slash_tile - 1;
+  for (int64_t n = 0; n < p.num_slashes; ++n) {
+    if (key >= first - p.slashes[n] && key <= last - p.slashes[n]) return true;
+  }
+  return false;
+}
+
+int64_t CountUpTo(const std::vector<int32_t>& positions, int64_t x) {
+  int64_t count = 0;
+  for (int32_t position : positions) count += position <= x;
+  return count;
+}
+
+bool Keeps(const Pattern& p, const Pair& pair);
+
+bool KeepsVerticalSlash(const Pattern& p, const Pair& pair) {
+  if (IsIn(pair.key, p.verticals, p.num_verticals)) return true;
+  if (p.ranks == pair.in_pair) return OnSlash(p, pair.at, pair.key);
+  if (!p.ranks) return OnSlash(p, pair.i, pair.j);
+  const Modalities& m = *pair.sequence.modalities;
+  const auto i = static_cast<size_t>(pair.i), j = static_cast<size_t>(pair.j);
+  return m.of[i] == m.of[j] && OnSlash(p, m.rank[i], m.rank[j]);
+}
+
+bool BitAt(const int32_t* bits, int64_t index) {
+  return (static_cast<uint32_t>(bits[index / 32]) >> (index % 32) & 1) != 0;
+}
+
+bool KeepsBlock(const Pattern& p, const Pair& pair) {
+  const int64_t row = FloorDivide(pair.at, p.block_rows) - p.first_block;
+  if (row < 0 || row >= p.num_row_blocks) return false;
+  const int64_t column = pair.key / p.block_columns;
+  return column < p.row_words * 32 && BitAt(p.bits + row * p.row_words, column);
+}
+
+bool KeepsMasked(const Pattern& p, const Pair& pair) {
+  for (int64_t row = 0; row < p.num_row_blocks; ++row) {
+    if (pair.r < p.row_starts[row] || pair.r >= p.row_starts[row + 1]) continue;
+    for (int64_t e = p.pointers[row]; e < p.pointers[row + 1]; ++e) {
+      const int64_t begin = p.column_starts[p.indices[e]], end = p.column_starts[p.indices[e] + 1];
+      if (pair.key < begin || pair.key >= end) continue;
+      return p.inner.empty() ||
+             BitAt(p.bits, p.inner[static_cast<size_t>(e)] +
+                               (pair.r - p.row_starts[row]) * (end - begin) + pair.key - begin);
+    }
+  }
+  return false;
+}
+
+bool KeepsPair(const Pattern& p, const Pair& pair) {
+  const Modalities& m = *pair.sequence.modalities;
+  const size_t a = m.of[static_cast<size_t>(pair.i)], b = m.of[static_cast<size_t>(pair.j)];
+  const auto& keys = m.positions[b];
+  const int64_t visible =
+      pair.sequence.causal ? CountUpTo(keys, pair.i) : static_cast<int64_t>(keys.size());
+  if (visible == 0) return false;
+  return Keeps(p.children[a * m.positions.size() + b],
+               {pair.sequence, pair.r, pair.i, pair.j, visible - 1,
+                m.rank[static_cast<size_t>(pair.j)], true});
+}
+
+bool Keeps(const Pattern& p, const Pair& pair) {
+  const int64_t distance = pair.at - pair.key;
+  switch (p.kind) {
+    case Kind::kDense:
+      return true;
+    case Kind::kAShape:
+      return pair.key < p.sink || distance < p.local;
+    case Kind::kTriShape:
+      return pair.key < p.sink || distance < p.local || pair.r >= pair.sequence.q_length - p.last;
+    case Kind::kVerticalSlash:
+      return KeepsVerticalSlash(p, pair);
+    case Kind::kBlocks:
+      return KeepsBlock(p, pair);
+    case Kind::kBlockMask:
+      return KeepsMasked(p, pair);
+    case Kind::kGrid:
+    case Kind::kCellGrid: {
+      const Grid& g = p.grid;
+      const int64_t cell = pair.at < 0 ? -1 : g.CellOf(pair.at);
+      return pair.key < p.sink || distance < p.local ||
+             (g.column_lines() && g.OnColumnLine(pair.key)) ||
+             (g.row_lines() && pair.at >= 0 && g.OnRowLine(pair.at)) ||
+             (g.slash_lines() && cell >= 0 && cell == g.CellOf(pair.key));
+    }
+    case Kind::kSfFixed:
+      return pair.key / p.period == FloorDivide(pair.at, p.period) || pair.key % p.period == 0;
+    case Kind::kQBoundary:
+      return Keeps(p.children[pair.sequence.modalities->of[static_cast<size_t>(pair.i)]], pair);
+    case Kind::kPairBoundary:
+      return KeepsPair(p, pair);
+    case Kind::kUnion:
+      for (const Pattern& child : p.children) {
+        if (Keeps(child, pair)) return true;
+      }
+      return false;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+Status RunReference(const Forward& params) {
+  PlanView plan;
+  Status status = PlanView::Open(params.plan, &plan);
+  if (!status.ok()) return status;
+  const int64_t num_heads = params.q.shape[1], group = num_heads / params.k.shape[1];
+  const int64_t dim = params.q.shape[2], value_dim = params.v.shape[2];
+  const int64_t total_q = params.q.shape[0], total_k = params.k.shape[0];
+  std::fill_n(params.out.data<double>(), params.out.size(), 0.0);
+  std::fill_n(params.softmax_lse.data<double>(), params.softmax_lse.size(), -kInfinity);
+  const double scale = params.lengths.softmax_scale, cap = params.lengths.softcap;
+
+  for (int64_t piece = 0; piece < plan.num_seqs() * num_heads; ++piece) {
+    const int64_t b = piece / num_heads, head = piece % num_heads;
+    Pattern pattern;
+    status = plan.Read(b, head, &pattern);
+    if (!status.ok()) return status;
+    const SequenceInfo& s = plan.sequence(b);
+    const int64_t first_q = params.lengths.cu_seqlens_q.data()[b];
+    const int64_t first_k = params.lengths.cu_seqlens_k.data()[b];
+    status = ParallelFor(s.q_length, [&](int64_t r, int) {
+      const int64_t i = r + s.shift();
+      std::vector<int64_t> keys;
+      std::vector<double> scores;
+      double max = -kInfinity;
+      const int64_t end = s.causal ? i + 1 : s.k_length;
+      for (int64_t j = 0; j < end; ++j) {
+        if (!Keeps(pattern, {s, r, i, j, i, j})) continue;
+        double dot = 0;
+        for (int64_t d = 0; d < dim; ++d) {
+          dot += ElementAt(params.q,
+                           (first_q + r) * params.q.strides[0] + head * params.q.strides[1] + d) *
+                 ElementAt(params.k, (first_k + j) * params.k.strides[0] +
+                                         head / group * params.k.strides[1] + d);
+        }
+        double score = scale * dot;
+        if (cap > 0) score = cap * std::tanh(score / cap);
+        if (params.key_bias) {
+          score += double{params.key_bias.data<float>()[head * total_k + first_k + j]};
+        }
+        keys.push_back(j);
+        scores.push_back(score);
+        max = score > max ? score : max;
+      }
+      if (keys.empty()) return;
+      double sum = 0;
+      for (double score : scores) sum += std::exp(score - max);
+      const double lse = max + std::log(sum);
+      double* out = params.out.data<double>() + ((first_q + r) * num_heads + head) * value_dim;
+      for (size_t n = 0; n < keys.size(); ++n) {
+        const double weight = std::exp(scores[n] - lse);
+        for (int64_t d = 0; d < value_dim; ++d) {
+          out[d] += weight * ElementAt(params.v, (first_k + keys[n]) * params.v.strides[0] +
+                                                     head / group * params.v.strides[1] + d);
+        }
+      }
+      params.softmax_lse.data<double>()[head * total_q + first_q + r] = lse;
+    });
+    if (!status.ok()) return status;
+  }
+  return {};
+}
+
+}  // namespace varlen::sparse_prefill

@@ -1,0 +1,283 @@
+import { readOptions, wrongType } from '../check.js';
+import { argumentError, varlenError } from '../errors.js';
+import type { Device } from '../tensor/device.js';
+import type { DType } from '../tensor/dtype.js';
+import { run } from '../tensor/run.js';
+import type { Stream } from '../tensor/stream.js';
+import { refuseTracked } from '../tensor/tape.js';
+import { Tensor } from '../tensor/tensor.js';
+import { varlenAttention } from './varlen-attention.js';
+
+/** What a run needs of a plan; `planPrefill` of `varlen/prefill` makes one. */
+export interface RunnablePlan {
+  /** The plan's words, `[planWords]` int32, on the device of q. */
+  readonly words: Tensor;
+  /** Prefix sums of the lengths, `[numSeqs + 1]`. */
+  readonly cuSeqlensQ: Int32Array;
+  readonly cuSeqlensK: Int32Array;
+  readonly causal: boolean;
+  readonly softmaxScale: number;
+  readonly softcap: number;
+  readonly dtype: DType;
+  readonly numHeads: number;
+  readonly numKvHeads: number;
+  readonly headDim: number;
+  /** 64-bit fingerprint of lengths, heads and dtype. */
+  readonly fingerprint: string;
+  /** Every head is dense and that was known when the plan was made: the dense kernel runs it. */
+  readonly allDense: boolean;
+  readonly disposed: boolean;
+}
+
+/** Options of {@link sparsePrefill}. */
+export interface SparsePrefillOptions {
+  /** Added to the scores, `[numHeads, totalTokensK]` float32: biases of segments, `log(mergeCount)`. */
+  keyBias?: Tensor;
+  /** Receives the result, `[totalTokensQ, numHeads, valueDim]`. */
+  out?: Tensor;
+  /** Receives the log-sum-exps, `[numHeads, totalTokensQ]` float32. */
+  softmaxLse?: Tensor;
+  /** Default: the device's own. */
+  stream?: Stream;
+}
+
+/** An attention output with the log-sum-exp of its scores: what {@link mergeAttentionStates} joins. */
+export interface AttentionState {
+  /** `[totalTokensQ, numHeads, valueDim]`, dtype of q. */
+  readonly out: Tensor;
+  /** `[numHeads, totalTokensQ]` float32, natural log; `-Infinity` for a row without keys. */
+  readonly softmaxLse: Tensor;
+}
+
+/** Result of {@link sparsePrefill}; disposing it disposes both tensors. */
+export interface SparsePrefillResult extends AttentionState, Disposable {}
+
+/** Options of {@link mergeAttentionStates}. */
+export interface MergeOptions {
+  out?: Tensor;
+  softmaxLse?: Tensor;
+  stream?: Stream;
+}
+
+const OP = 'sparsePrefill';
+const OP_MERGE = 'mergeAttentionStates';
+
+function checkTensor(op: string, argument: string, value: unknown): asserts value is Tensor {
+  if (!(value instanceof Tensor)) throw wrongType(op, argument, value, 'a Tensor');
+}
+
+function disposable(out: Tensor, softmaxLse: Tensor): SparsePrefillResult {
+  return {
+    out,
+    softmaxLse,
+    [Symbol.dispose]() {
+      out.dispose();
+      softmaxLse.dispose();
+    },
+  };
+}
+
+/** Refuses inputs that differ from those the plan was made for. */
+function checkPlan(plan: RunnablePlan, q: Tensor, k: Tensor): void {
+  if (typeof plan !== 'object' || plan === null || !(plan.words instanceof Tensor)) {
+    throw wrongType(OP, 'plan', plan, 'a PrefillPlan');
+  }
+  if (plan.disposed) {
+    throw varlenError('ERR_VARLEN_DISPOSED', `${OP}: plan was disposed`, { op: OP, argument: 'plan' });
+  }
+  const mismatch = (what: string, got: unknown, expected: unknown): Error =>
+    argumentError(
+      'ERR_VARLEN_PLAN_MISMATCH',
+      OP,
+      'plan',
+      `was made for another ${what}; got ${String(got)}, expected ${String(expected)}`,
+    );
+  if (q.dtype !== plan.dtype) throw mismatch('dtype', q.dtype, plan.dtype);
+  if (String(q.device) !== String(plan.words.device)) {
+    throw mismatch('device', q.device, plan.words.device);
+  }
+  const expected: [string, number | undefined, number][] = [
+    ['number of queries', q.shape[0], plan.cuSeqlensQ.at(-1)!],
+    ['number of heads', q.shape[1], plan.numHeads],
+    ['head dimension', q.shape[2], plan.headDim],
+    ['number of keys', k.shape[0], plan.cuSeqlensK.at(-1)!],
+    ['number of key/value heads', k.shape[1], plan.numKvHeads],
+  ];
+  for (const [what, got, wanted] of expected) if (got !== wanted) throw mismatch(what, got, wanted);
+}
+
+/**
+ * Attention over the keys that a plan chose, and no others: `plan.mask(seq, head)` is exactly the set of
+ * (query, key) pairs whose softmax this computes. Rows are the same bits for any thread count and any
+ * other sequences in the pack; a row that keeps no key gets `out = 0` and `softmaxLse = -Infinity`.
+ *
+ * Formulas: native/ops/sparse-prefill/sparse-prefill.h. There is no backward pass: an input that requires
+ * a gradient is refused.
+ *
+ * @param plan of `planPrefill`, made for these lengths, heads, dtype and device; may be used many times
+ * @param q `[totalTokensQ, numHeads, headDim]`, float32, float16 or bfloat16; headDim a multiple of 8 up to 512
+ * @param k `[totalTokensK, numKvHeads, headDim]`
+ * @param v `[totalTokensK, numKvHeads, valueDim]`
+ * @throws `ERR_VARLEN_PLAN_MISMATCH`, `ERR_VARLEN_DISPOSED`, `ERR_VARLEN_SHAPE`, `ERR_VARLEN_DTYPE`,
+ *   `ERR_VARLEN_HEAD_DIM`, `ERR_VARLEN_LAYOUT`, `ERR_VARLEN_NO_BACKWARD`, `ERR_VARLEN_TYPE`,
+ *   `ERR_VARLEN_OPTION`, `ERR_VARLEN_INCOMPATIBLE`; reading the result rejects with what planning failed
+ *   with, `ERR_VARLEN_RECALL` for a guarantee that was missed
+ *
+ * @example
+ * ```ts
+ * using plan = planPrefill({ heads: { kind: 'a-shape', sink: 64, local: 1024 } }, q, k, { cuSeqlens });
+ * const { out } = sparsePrefill(plan, q, k, v);
+ * ```
+ */
+export function sparsePrefill(
+  plan: RunnablePlan,
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options?: SparsePrefillOptions,
+): SparsePrefillResult {
+  checkTensor(OP, 'q', q);
+  checkTensor(OP, 'k', k);
+  checkTensor(OP, 'v', v);
+  const given = readOptions(OP, options, ['keyBias', 'out', 'softmaxLse', 'stream']);
+  refuseTracked(OP, [q, k, v]);
+  checkPlan(plan, q, k);
+  const { cuSeqlensQ, cuSeqlensK, softmaxScale, softcap, causal } = plan;
+  const dense = plan.allDense && given.keyBias === undefined && given.softmaxLse === undefined;
+  if (dense && v.shape[2] === q.shape[2] && plan.headDim <= 256) {
+    const { out, softmaxLse } = varlenAttention(q, k, v, {
+      cuSeqlensQ,
+      cuSeqlensK,
+      softmaxScale,
+      softcap,
+      causal,
+      ...(given.out === undefined ? {} : { out: given.out }),
+      ...(given.stream === undefined ? {} : { stream: given.stream }),
+    });
+    return disposable(out, softmaxLse);
+  }
+  const values = { ...given, plan: plan.words, q, k, v, cuSeqlensQ, cuSeqlensK, softmaxScale, softcap };
+  const made = run(OP, values, q.device, given.stream);
+  return disposable(made[0] ?? given.out!, made[1] ?? given.softmaxLse!);
+}
+
+/**
+ * Joins two attention results over disjoint sets of keys into the result over all of them:
+ * `lse = ln(e^lse1 + e^lse2)`, and `out` the mean of the two weighted by `e^(lse1 - lse)` and
+ * `e^(lse2 - lse)`. Swapping the two changes no bit; rows that neither has keys for give 0 and `-Infinity`.
+ *
+ * @param a `out` `[totalTokensQ, numHeads, valueDim]` and `softmaxLse` `[numHeads, totalTokensQ]`
+ * @param b the same shapes and dtype
+ * @throws `ERR_VARLEN_SHAPE`, `ERR_VARLEN_DTYPE`, `ERR_VARLEN_LAYOUT`, `ERR_VARLEN_TYPE`, `ERR_VARLEN_OPTION`
+ *
+ * @example
+ * ```ts
+ * const cached = sparsePrefill(planOfCache, q, cacheK, cacheV);
+ * const fresh = sparsePrefill(planOfChunk, q, k, v);
+ * const { out } = mergeAttentionStates(cached, fresh);
+ * ```
+ */
+export function mergeAttentionStates(
+  a: AttentionState,
+  b: AttentionState,
+  options?: MergeOptions,
+): SparsePrefillResult {
+  const given = readOptions(OP_MERGE, options, ['out', 'softmaxLse', 'stream']);
+  for (const [name, state] of [
+    ['a', a],
+    ['b', b],
+  ] as const) {
+    if (typeof state !== 'object' || state === null) throw wrongType(OP_MERGE, name, state, 'a result');
+    checkTensor(OP_MERGE, `${name}.out`, state.out);
+    checkTensor(OP_MERGE, `${name}.softmaxLse`, state.softmaxLse);
+  }
+  refuseTracked(OP_MERGE, [a.out, a.softmaxLse, b.out, b.softmaxLse]);
+  const values = {
+    out1: a.out,
+    lse1: a.softmaxLse,
+    out2: b.out,
+    lse2: b.softmaxLse,
+    out: given.out,
+    softmaxLse: given.softmaxLse,
+  };
+  const made = run(OP_MERGE, values, a.out.device, given.stream);
+  return disposable(made[0] ?? given.out!, made[1] ?? given.softmaxLse!);
+}
+
+/** A log-sum-exp in base 2, as some other kernels keep it, from ours in base e. */
+export function lseToLog2(lse: number): number {
+  return lse * Math.LOG2E;
+}
+
+/** @internal What the native planner takes; names are those of native/ops/sparse-prefill/sparse-prefill.h. */
+export interface NativePlanArguments {
+  readonly q: Tensor;
+  readonly k: Tensor;
+  readonly config: Int32Array;
+  readonly cuSeqlensQ: Int32Array;
+  readonly cuSeqlensK: Int32Array;
+  readonly softmaxScale: number;
+  readonly softcap: number;
+  readonly lastQ: number;
+  readonly recallRows: number;
+  readonly minRecall: number;
+  readonly onMiss: number;
+  readonly seed: number;
+  readonly denseAbove: number;
+  readonly shareGroup: boolean;
+  readonly plan: Tensor;
+  readonly report: Tensor;
+}
+
+/** @internal Fills `plan` and `report`, which the caller brings. */
+export function resolvePlan(values: NativePlanArguments, device: Device, stream: Stream | undefined): void {
+  run('sparsePrefillPlan', values, device, stream);
+}
+
+/** @internal Counts of `[numSeqs, numHeads, 6]`: lines, computed, issued and all pairs; tiles; keys. */
+export function countPlan(plan: Tensor, shape: readonly number[]): Tensor {
+  const counts = Tensor.empty(shape, { dtype: 'float64', device: plan.device });
+  run('sparsePrefillCount', { plan, counts }, plan.device, undefined);
+  return counts;
+}
+
+/** @internal `[rows, keys]` uint8: how often each pair is computed. */
+export function planMask(
+  plan: Tensor,
+  sequence: number,
+  head: number,
+  lines: boolean,
+  shape: readonly number[],
+): Tensor {
+  const mask = Tensor.empty(shape, { dtype: 'uint8', device: plan.device });
+  run('sparsePrefillMask', { plan, sequence, head, lines, mask }, plan.device, undefined);
+  return mask;
+}
+
+/** @internal The tiles of one head as compressed rows. */
+export interface PlanTiles {
+  readonly tileRows: Tensor;
+  readonly tileColumns: Tensor;
+  readonly rows: Tensor;
+  readonly columns: Tensor;
+  readonly rowBits: Tensor;
+}
+
+/** @internal */
+export function planTiles(
+  plan: Tensor,
+  sequence: number,
+  head: number,
+  sizes: { readonly tiles: number; readonly rows: number; readonly columns: number },
+): PlanTiles {
+  const ints = (size: number): Tensor => Tensor.empty([size], { dtype: 'int32', device: plan.device });
+  const tiles: PlanTiles = {
+    tileRows: ints(sizes.tiles + 1),
+    tileColumns: ints(sizes.tiles + 1),
+    rows: ints(sizes.rows),
+    columns: ints(sizes.columns),
+    rowBits: ints(2 * sizes.columns),
+  };
+  run('sparsePrefillIndices', { plan, sequence, head, ...tiles }, plan.device, undefined);
+  return tiles;
+}

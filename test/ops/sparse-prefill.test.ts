@@ -1,0 +1,304 @@
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import {
+  type HeadPattern,
+  lseToLog2,
+  mergeAttentionStates,
+  type PrefillPlan,
+  planPrefill,
+  type SparsePrefillResult,
+  sparsePrefill,
+} from '../../src/prefill/index.js';
+import { Tensor } from '../../src/tensor/index.js';
+import { patterns } from '../prefill/arbitraries.js';
+import { EXACT, randomTensor } from '../prefill/cases.js';
+
+type Values = Float32Array | Float64Array;
+
+interface Problem {
+  readonly q: Tensor;
+  readonly k: Tensor;
+  readonly v: Tensor;
+  readonly lengths: { readonly cuSeqlensQ: Int32Array; readonly cuSeqlensK: Int32Array };
+}
+
+function problem(
+  queries: number,
+  keys: number,
+  heads = 2,
+  kvHeads = 1,
+  dtype: 'float32' | 'float16' | 'bfloat16' = 'float32',
+  dim = 16,
+): Problem {
+  return {
+    q: randomTensor([queries, heads, dim], 11, dtype),
+    k: randomTensor([keys, kvHeads, dim], 12, dtype),
+    v: randomTensor([keys, kvHeads, dim], 13, dtype),
+    lengths: { cuSeqlensQ: Int32Array.of(0, queries), cuSeqlensK: Int32Array.of(0, keys) },
+  };
+}
+
+/** Attention of one head in float64 over exactly the pairs of `mask`. */
+async function oracle(
+  { q, k, v }: Problem,
+  head: number,
+  mask: Uint8Array,
+): Promise<{ out: Float64Array; lse: Float64Array }> {
+  const [qs, ks, vs] = await Promise.all([q.toFloat32(), k.toFloat32(), v.toFloat32()]);
+  const [rows, heads, dim] = q.shape;
+  const [keys, kvHeads] = k.shape;
+  const kv = Math.floor((head * kvHeads) / heads);
+  const out = new Float64Array(rows * dim);
+  const lse = new Float64Array(rows).fill(-Infinity);
+  for (let r = 0; r < rows; r++) {
+    const kept = Array.from({ length: keys }, (_, j) => j).filter((j) => mask[r * keys + j] === 1);
+    if (kept.length === 0) continue;
+    const scores = kept.map((j) => {
+      let dot = 0;
+      for (let d = 0; d < dim; d++)
+        dot += qs[(r * heads + head) * dim + d] * ks[(j * kvHeads + kv) * dim + d];
+      return dot * dim ** -0.5;
+    });
+    const max = Math.max(...scores);
+    lse[r] = max + Math.log(scores.reduce((sum, s) => sum + Math.exp(s - max), 0));
+    for (const [n, j] of kept.entries()) {
+      const weight = Math.exp(scores[n] - lse[r]);
+      for (let d = 0; d < dim; d++) out[r * dim + d] += weight * vs[(j * kvHeads + kv) * dim + d];
+    }
+  }
+  return { out, lse };
+}
+
+async function headOf({ out }: SparsePrefillResult, head: number): Promise<Values> {
+  const [rows, heads, dim] = out.shape;
+  const all = await out.toFloat32();
+  return Float32Array.from(
+    { length: rows * dim },
+    (_, i) => all[(Math.floor(i / dim) * heads + head) * dim + (i % dim)],
+  );
+}
+
+function worst(a: Values, b: Values): number {
+  return a.reduce((most, x, i) => Math.max(most, x === b[i] ? 0 : Math.abs(x - b[i])), 0);
+}
+
+const ids = (keys: number) =>
+  Uint8Array.from({ length: keys }, (_, j) => (Math.floor(j / 23) % 2 === 0 || j % 9 === 0 ? 1 : 0));
+
+test('the result is the softmax over exactly the computed set, whatever the pattern', async () => {
+  const shape = fc.tuple(fc.integer({ min: 1, max: 140 }), fc.integer({ min: 0, max: 70 }));
+  const cases = shape.chain(([queries, cached]) =>
+    fc.record({
+      queries: fc.constant(queries),
+      keys: fc.constant(queries + cached),
+      pattern: patterns(queries, queries + cached),
+      slashTile: fc.constantFrom(16, 32, 64, 128),
+      causal: fc.constant(true),
+    }),
+  );
+  await fc.assert(
+    fc.asyncProperty(cases, async ({ queries, keys, pattern, slashTile }) => {
+      const inputs = problem(queries, keys);
+      const config = { heads: pattern, slashTile: slashTile as 16 };
+      using plan = planPrefill(config, inputs.q, inputs.k, {
+        ...inputs.lengths,
+        ...EXACT,
+        modality: [{ ids: ids(keys) }],
+      });
+      using result = sparsePrefill(plan, inputs.q, inputs.k, inputs.v);
+      const lse = (await result.softmaxLse.data()) as Float32Array;
+      for (const head of [0, 1]) {
+        const computed = await plan.mask(0, head, 'computed');
+        const lines = await plan.mask(0, head, 'lines');
+        const acausal = (i: number): boolean => i % keys > Math.floor(i / keys) + keys - queries;
+        expect(computed.findIndex((times) => times > 1)).toBe(-1); // P2: never twice
+        expect(computed.findIndex((times, i) => lines[i] > times)).toBe(-1); // P1: lines are computed
+        expect(computed.findIndex((times, i) => times > 0 && acausal(i))).toBe(-1);
+        const expected = await oracle(inputs, head, computed);
+        expect(worst(expected.out, await headOf(result, head))).toBeLessThanOrEqual(1e-4);
+        expect(worst(expected.lse, lse.subarray(head * queries, (head + 1) * queries))).toBeLessThanOrEqual(
+          1e-4,
+        );
+      }
+    }),
+    { numRuns: 40 },
+  );
+}, 120_000);
+
+test('16-bit inputs err no more than twice a dense attention of the same type', async () => {
+  const dense = { kind: 'dense' } as const;
+  const sparse = { kind: 'a-shape', sink: 20, local: 70 } as const;
+  for (const dtype of ['float16', 'bfloat16'] as const) {
+    const inputs = problem(300, 300, 2, 1, dtype, 64);
+    const errors: number[] = [];
+    let largest = 0;
+    for (const pattern of [dense, sparse]) {
+      using plan = planPrefill({ heads: pattern }, inputs.q, inputs.k, { ...inputs.lengths, ...EXACT });
+      using result = sparsePrefill(plan, inputs.q, inputs.k, inputs.v);
+      const expected = await oracle(inputs, 1, await plan.mask(0, 1, 'computed'));
+      errors.push(worst(expected.out, await headOf(result, 1)));
+      largest = expected.out.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+    }
+    expect(errors[1]).toBeLessThanOrEqual(2 * errors[0] + 1e-3 * largest);
+  }
+});
+
+test('a group of query heads reads the same as keys and values repeated (P10)', async () => {
+  const inputs = problem(150, 150, 4, 2);
+  const repeat = async (t: Tensor) => {
+    const from = await t.toFloat32();
+    const [rows, , dim] = t.shape;
+    return Tensor.from(
+      Float32Array.from({ length: rows * 4 * dim }, (_, i) => {
+        const [row, head, d] = [Math.floor(i / (4 * dim)), Math.floor(i / dim) % 4, i % dim];
+        return from[(row * 2 + Math.floor(head / 2)) * dim + d];
+      }),
+      { shape: [rows, 4, dim], device: 'cpu' },
+    );
+  };
+  const heads: HeadPattern[] = [
+    { kind: 'a-shape', sink: 3, local: 30 },
+    { kind: 'grid', stride: 9, phase: 2, hline: true, vline: true, slash: true, sink: 2, local: 9 },
+    { kind: 'vertical-slash', select: { topk: { vertical: 9, slash: 9 } }, forceSlash: 2, forceVertical: 2 },
+    { kind: 'dense' },
+  ];
+  const [k, v] = [await repeat(inputs.k), await repeat(inputs.v)];
+  const results = [];
+  for (const [keys, values] of [
+    [inputs.k, inputs.v],
+    [k, v],
+  ] as const) {
+    using plan = planPrefill({ heads }, inputs.q, keys, { ...inputs.lengths, ...EXACT });
+    using result = sparsePrefill(plan, inputs.q, keys, values);
+    results.push(await result.out.toFloat32());
+  }
+  expect(results[1]).toEqual(results[0]);
+});
+
+test('results over a partition of the keys merge into the whole, in either order (P5)', async () => {
+  const inputs = problem(120, 120, 1);
+  const split = (keep: (j: number) => boolean): HeadPattern => ({
+    kind: 'vertical-slash-fixed',
+    vertical: Int32Array.from(Array.from({ length: 120 }, (_, j) => j).filter(keep)),
+    slash: new Int32Array(0),
+  });
+  const run = (pattern: HeadPattern): SparsePrefillResult => {
+    using plan = planPrefill({ heads: pattern }, inputs.q, inputs.k, { ...inputs.lengths, ...EXACT });
+    return sparsePrefill(plan, inputs.q, inputs.k, inputs.v);
+  };
+  const whole = run({ kind: 'dense' });
+  await fc.assert(
+    fc.asyncProperty(fc.array(fc.boolean(), { minLength: 120, maxLength: 120 }), async (side) => {
+      const [a, b] = [run(split((j) => side[j])), run(split((j) => !side[j]))];
+      using merged = mergeAttentionStates(a, b);
+      using swapped = mergeAttentionStates(b, a);
+      expect(worst(await merged.out.toFloat32(), await whole.out.toFloat32())).toBeLessThanOrEqual(2e-6);
+      expect(
+        worst(
+          (await merged.softmaxLse.data()) as Float32Array,
+          (await whole.softmaxLse.data()) as Float32Array,
+        ),
+      ).toBeLessThanOrEqual(2e-6);
+      expect(await swapped.out.toFloat32()).toEqual(await merged.out.toFloat32());
+    }),
+    { numRuns: 20 },
+  );
+});
+
+test('no queries give an empty result, and no keys give 0 and -Infinity', async () => {
+  const none = problem(0, 5);
+  using empty = planPrefill({ heads: { kind: 'a-shape', sink: 1, local: 1 } }, none.q, none.k, {
+    ...none.lengths,
+    ...EXACT,
+  });
+  using nothing = sparsePrefill(empty, none.q, none.k, none.v);
+  expect((await nothing.out.data()).length).toBe(0);
+  const keyless = problem(3, 0);
+  const config = { heads: { kind: 'a-shape', sink: 1, local: 1 }, causal: false } as const;
+  using plan = planPrefill(config, keyless.q, keyless.k, { ...keyless.lengths, ...EXACT });
+  using result = sparsePrefill(plan, keyless.q, keyless.k, keyless.v);
+  expect(await result.out.toFloat32()).toEqual(new Float32Array(3 * 2 * 16));
+  expect(await result.softmaxLse.data()).toEqual(new Float32Array(6).fill(-Infinity));
+});
+
+test('a plan that is dense throughout runs the dense kernel', async () => {
+  const inputs = problem(64, 64);
+  using plan = planPrefill({ heads: { kind: 'a-shape', sink: 1, local: 1 } }, inputs.q, inputs.k, {
+    ...inputs.lengths,
+  });
+  expect(plan.allDense).toBe(true); // below `denseBelow`
+  using result = sparsePrefill(plan, inputs.q, inputs.k, inputs.v);
+  const mask = await plan.mask(0, 0, 'computed');
+  const expected = await oracle(inputs, 0, mask);
+  expect(worst(expected.out, await headOf(result, 0))).toBeLessThanOrEqual(1e-5);
+});
+
+test('base 2 is natural over ln 2', () => {
+  expect(lseToLog2(Math.LN2)).toBeCloseTo(1, 15);
+});
+
+describe('errors', () => {
+  const inputs = problem(20, 20);
+  const make = (): PrefillPlan =>
+    planPrefill({ heads: { kind: 'dense' } }, inputs.q, inputs.k, { ...inputs.lengths, ...EXACT });
+  const failing = (run: () => unknown) => {
+    try {
+      run();
+    } catch (error) {
+      return error as { code: string; message: string };
+    }
+    throw new Error('did not fail');
+  };
+
+  test('another batch, dtype or shape than planned is ERR_VARLEN_PLAN_MISMATCH', () => {
+    using plan = make();
+    const other = problem(21, 21);
+    const half = problem(20, 20, 2, 1, 'float16');
+    for (const p of [other, half, problem(20, 20, 4, 1), problem(20, 20, 2, 1, 'float32', 8)]) {
+      expect(failing(() => sparsePrefill(plan, p.q, p.k, p.v)).code).toBe('ERR_VARLEN_PLAN_MISMATCH');
+    }
+  });
+
+  test('a disposed plan is ERR_VARLEN_DISPOSED', async () => {
+    const plan = make();
+    plan.dispose();
+    expect(failing(() => sparsePrefill(plan, inputs.q, inputs.k, inputs.v)).code).toBe('ERR_VARLEN_DISPOSED');
+    await expect(plan.stats()).rejects.toMatchObject({ code: 'ERR_VARLEN_DISPOSED' });
+  });
+
+  test('what is no plan or no tensor is ERR_VARLEN_TYPE', () => {
+    using plan = make();
+    expect(failing(() => sparsePrefill({} as never, inputs.q, inputs.k, inputs.v)).code).toBe(
+      'ERR_VARLEN_TYPE',
+    );
+    expect(failing(() => sparsePrefill(plan, [] as never, inputs.k, inputs.v)).code).toBe('ERR_VARLEN_TYPE');
+    expect(failing(() => mergeAttentionStates(null as never, null as never)).code).toBe('ERR_VARLEN_TYPE');
+  });
+
+  test('an input that requires a gradient is ERR_VARLEN_NO_BACKWARD', () => {
+    using plan = make();
+    using tracked = Tensor.from(new Float32Array(20 * 2 * 16), {
+      shape: [20, 2, 16],
+      device: 'cpu',
+      requiresGrad: true,
+    });
+    expect(failing(() => sparsePrefill(plan, tracked, inputs.k, inputs.v)).code).toBe(
+      'ERR_VARLEN_NO_BACKWARD',
+    );
+  });
+
+  test.each([
+    [4, 'ERR_VARLEN_HEAD_DIM'],
+    [520, 'ERR_VARLEN_HEAD_DIM'],
+  ])('a head dimension of %i is %s', (dim, code) => {
+    const p = problem(4, 4, 1, 1, 'float32', dim);
+    expect(failing(() => planPrefill({ heads: { kind: 'dense' } }, p.q, p.k, p.lengths)).code).toBe(code);
+  });
+
+  test('an unknown option is ERR_VARLEN_OPTION', () => {
+    using plan = make();
+    expect(failing(() => sparsePrefill(plan, inputs.q, inputs.k, inputs.v, { scale: 1 } as never)).code).toBe(
+      'ERR_VARLEN_OPTION',
+    );
+  });
+});
