@@ -1,21 +1,21 @@
 #pragma once
 
 #include "addon/bind.h"
-#include "ops/sparse-prefill/sparse-prefill.h"
 #include "ops/adamw/adamw.h"
 #include "ops/add/add.h"
-#include "ops/cross-entropy/cross-entropy.h"
 #include "ops/cross-entropy-from-hidden/cross-entropy-from-hidden.h"
+#include "ops/cross-entropy/cross-entropy.h"
 #include "ops/embedding/embedding.h"
 #include "ops/grad-clip/grad-clip.h"
 #include "ops/group-advantage/group-advantage.h"
 #include "ops/linear/linear.h"
-#include "ops/policy-loss/policy-loss.h"
 #include "ops/policy-loss-from-hidden/policy-loss-from-hidden.h"
 #include "ops/policy-loss-from-logits/policy-loss-from-logits.h"
+#include "ops/policy-loss/policy-loss.h"
 #include "ops/rms-norm/rms-norm.h"
 #include "ops/rope/rope.h"
 #include "ops/sampling/sampling.h"
+#include "ops/sparse-prefill/sparse-prefill.h"
 #include "ops/swiglu/swiglu.h"
 #include "ops/varlen-attention/varlen-attention.h"
 #include "ops/write-rows/write-rows.h"
@@ -23,15 +23,6 @@
 namespace varlen::addon {
 
 // One line per op; src/native/binding.ts has the same list.
-using Ops = OpList<             //
-    sparse_prefill::Forward,    //
-    sparse_prefill::Plan,       //
-    sparse_prefill::Count,      //
-    sparse_prefill::Mask,       //
-    sparse_prefill::Indices,    //
-    sparse_prefill::Merge,      //
-    varlen_attention::Forward,  //
-    varlen_attention::Backward>;
 // clang-format off
 using Ops = OpList<
     adamw::Forward,
@@ -57,6 +48,12 @@ using Ops = OpList<
     rope::Forward,
     rope::Backward,
     sampling::Forward,
+    sparse_prefill::Forward,
+    sparse_prefill::Plan,
+    sparse_prefill::Count,
+    sparse_prefill::Mask,
+    sparse_prefill::Indices,
+    sparse_prefill::Merge,
     swiglu::Forward,
     swiglu::Backward,
     varlen_attention::Forward,
