@@ -6,9 +6,16 @@ import { Device } from '../src/index.js';
 
 import { bench as benchAdamw } from './ops/adamw.bench.js';
 import { bench as benchAdd } from './ops/add.bench.js';
+import { bench as benchCrossEntropy } from './ops/cross-entropy.bench.js';
+import { bench as benchCrossEntropyFromHidden } from './ops/cross-entropy-from-hidden.bench.js';
 import { bench as benchEmbedding } from './ops/embedding.bench.js';
+import { bench as benchGeneralizedJsd } from './ops/generalized-jsd.bench.js';
 import { bench as benchGradClip } from './ops/grad-clip.bench.js';
+import { bench as benchGroupAdvantage } from './ops/group-advantage.bench.js';
 import { bench as benchLinear } from './ops/linear.bench.js';
+import { bench as benchPolicyLoss } from './ops/policy-loss.bench.js';
+import { bench as benchPolicyLossFromHidden } from './ops/policy-loss-from-hidden.bench.js';
+import { bench as benchPolicyLossFromLogits } from './ops/policy-loss-from-logits.bench.js';
 import { bench as benchRmsNorm } from './ops/rms-norm.bench.js';
 import { bench as benchRope } from './ops/rope.bench.js';
 import { bench as benchSampling } from './ops/sampling.bench.js';
@@ -16,6 +23,7 @@ import { bench as benchSparsePrefill } from './ops/sparse-prefill.bench.js';
 import { bench as benchSwiglu } from './ops/swiglu.bench.js';
 import { bench as benchVarlenAttention } from './ops/varlen-attention.bench.js';
 import { bench as benchWriteRows } from './ops/write-rows.bench.js';
+import { hasRlTargets, measureRlTargets } from './rl/targets.js';
 import { hasSuiteTargets, measureSuites } from './suites.js';
 import { measureTargets, type Outcome, readTargets, type Target } from './targets.js';
 
@@ -31,7 +39,14 @@ const BENCHES: Readonly<Record<string, Bench>> = {
   add: benchAdd,
   embedding: benchEmbedding,
   'grad-clip': benchGradClip,
+  'cross-entropy': benchCrossEntropy,
+  'cross-entropy-from-hidden': benchCrossEntropyFromHidden,
+  'generalized-jsd': benchGeneralizedJsd,
   linear: benchLinear,
+  'policy-loss-from-hidden': benchPolicyLossFromHidden,
+  'group-advantage': benchGroupAdvantage,
+  'policy-loss': benchPolicyLoss,
+  'policy-loss-from-logits': benchPolicyLossFromLogits,
   'rms-norm': benchRmsNorm,
   rope: benchRope,
   sampling: benchSampling,
@@ -62,6 +77,7 @@ async function runBenches(names: readonly string[], { json, quick }: Flags): Pro
 async function* measureAll({ quick, only }: Flags): AsyncGenerator<Outcome> {
   yield* measureTargets(only, quick, (id, why) => console.error(`${id}: not measured: ${why}`));
   yield* measureSuites(only);
+  yield* measureRlTargets(only);
 }
 
 /** True when every target that was measured holds. */
@@ -124,7 +140,9 @@ async function main(): Promise<void> {
   if (!values.targets) return runBenches(positionals, flags);
   const { only } = values;
   const known = (name: string) =>
-    hasSuiteTargets(name) || readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
+    hasSuiteTargets(name) ||
+    hasRlTargets(name) ||
+    readTargets().some(({ id }) => id === name || id.startsWith(`${name}.`));
   if (only !== undefined && !known(only)) {
     fail(`no target '${only}'`);
   }

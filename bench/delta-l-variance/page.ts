@@ -28,7 +28,7 @@ function resultRows(
 }
 
 /** The tables: the synthetic settings, growing answers, the softmax policy, the checks. */
-export function tables({ synthetic, growth, policy, checks }: Experiment): string[][][] {
+function tables({ synthetic, growth, policy, checks }: Experiment): string[][][] {
   return [
     resultRows(
       'noise (mean / CV)',

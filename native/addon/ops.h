@@ -6,6 +6,7 @@
 #include "ops/cross-entropy-from-hidden/cross-entropy-from-hidden.h"
 #include "ops/cross-entropy/cross-entropy.h"
 #include "ops/embedding/embedding.h"
+#include "ops/generalized-jsd/generalized-jsd.h"
 #include "ops/grad-clip/grad-clip.h"
 #include "ops/group-advantage/group-advantage.h"
 #include "ops/linear/linear.h"
@@ -33,6 +34,8 @@ using Ops = OpList<
     cross_entropy_from_hidden::Backward,
     embedding::Forward,
     embedding::Backward,
+    generalized_jsd::Forward,
+    generalized_jsd::Backward,
     grad_clip::Forward,
     group_advantage::Forward,
     linear::Forward,
@@ -54,6 +57,11 @@ using Ops = OpList<
     sparse_prefill::Mask,
     sparse_prefill::Indices,
     sparse_prefill::Merge,
+    sparse_prefill::Count,
+    sparse_prefill::Indices,
+    sparse_prefill::Mask,
+    sparse_prefill::Merge,
+    sparse_prefill::Plan,
     swiglu::Forward,
     swiglu::Backward,
     varlen_attention::Forward,

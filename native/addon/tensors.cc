@@ -173,13 +173,19 @@ bool Convert(Env& env, const Arguments&) {
   return EnqueueOn(env, stream, Copy{*source, target}) && Publish(env, target);
 }
 
+// Entries of `shape` past the rank are whatever they were: the arrays themselves must not be
+// compared.
+bool SameShape(const Tensor& a, const Tensor& b) {
+  return a.rank == b.rank && std::equal(a.shape.begin(), a.shape.begin() + a.rank, b.shape.begin());
+}
+
 // args: stream or -1, target, source. target += source.
 bool AccumulateInto(Env& env, const Arguments&) {
   const Tensor* target = FindTensor(env, "grad", env.args[1]);
   const Tensor* source = target == nullptr ? nullptr : FindTensor(env, "gradient", env.args[2]);
   const auto stream = source == nullptr ? nullptr : StreamFor(env, env.args[0], *target);
   if (stream == nullptr) return false;
-  if (target->rank != source->rank || target->shape != source->shape) {
+  if (!SameShape(*target, *source)) {
     return Fail(env, {Code::kShape, "gradient", "differs in shape from the sum", {}});
   }
   if (!target->contiguous() || (BitOf(target->dtype) & kFloats.allowed) == 0) {
@@ -194,7 +200,7 @@ bool AssignTo(Env& env, const Arguments&) {
   const Tensor* target = FindTensor(env, "this", env.args[1]);
   const Tensor* source = target == nullptr ? nullptr : FindTensor(env, "source", env.args[2]);
   if (source == nullptr) return false;
-  if (target->rank != source->rank || target->shape != source->shape) {
+  if (!SameShape(*target, *source)) {
     return Fail(env, {Code::kShape, "source", "differs in shape from the target", {}});
   }
   if (!target->contiguous()) {

@@ -1,1 +1,2 @@
+export { checkpoint } from './checkpoint.js';
 export { noGrad } from './no-grad.js';

@@ -13,6 +13,8 @@ export interface Command {
   /** What `--help` prints; without it the command answers `--help` itself. */
   readonly usage?: Usage;
   main(argv: readonly string[], signal?: AbortSignal): Promise<number>;
+  /** How long it may take to end once interrupted, in milliseconds. Default 2000. */
+  readonly graceMs?: number;
 }
 
 /** Says how a command is called. */

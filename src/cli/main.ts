@@ -23,6 +23,10 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
     summary: 'pack the lengths of a file into bins of a token budget',
     load: () => import('./pack.js'),
   },
+  train: {
+    summary: 'post-train a small model on puzzles or a file, with verifiable rewards',
+    load: () => import('./train.js'),
+  },
   simulate: {
     summary: 'compare ways of batching on given lengths, without a GPU',
     load: () => import('./simulate.js'),
@@ -39,10 +43,25 @@ function complain(message: string): void {
   say(`${colored('red', 'varlen:')} ${message}`);
 }
 
+/** How long an interrupted command may take to put things in order, unless it says otherwise. */
+const GRACE_MS = 2000;
+
+/** Ctrl-C, as a command sees it. */
+interface Interruption {
+  readonly signal: AbortSignal;
+  graceMs: number;
+}
+
 /** The command's exit code; its errors become words on stderr. */
-async function runCommand(name: string, argv: readonly string[], signal: AbortSignal): Promise<number> {
+async function runCommand(
+  name: string,
+  argv: readonly string[],
+  interruption: Interruption,
+): Promise<number> {
+  const { signal } = interruption;
   try {
     const command = await COMMANDS[name].load();
+    interruption.graceMs = command.graceMs ?? GRACE_MS;
     if (command.usage !== undefined && argv.some((word) => word === '-h' || word === '--help')) {
       process.stdout.write(helpText(command.usage));
       return EXIT.ok;
@@ -66,7 +85,7 @@ async function runCommand(name: string, argv: readonly string[], signal: AbortSi
  *
  * @returns 0 done; 1 failed; 2 called wrongly; 3 from `doctor`: well, but without CUDA; 130 interrupted
  */
-export async function main(argv: readonly string[], signal: AbortSignal): Promise<number> {
+export async function main(argv: readonly string[], interruption: Interruption): Promise<number> {
   const [name, ...rest] = argv;
   if (name === '-v' || name === '--version' || rest.some((word) => word === '-v' || word === '--version')) {
     process.stdout.write(`${packageVersion()}\n`);
@@ -80,20 +99,20 @@ export async function main(argv: readonly string[], signal: AbortSignal): Promis
     complain(`${name === undefined ? 'no command given' : `unknown command '${name}'`}\n\n${programHelp()}`);
     return EXIT.usage;
   }
-  return runCommand(name, rest, signal);
+  return runCommand(name, rest, interruption);
 }
 
-/** How long an interrupted command may take to put things in order. */
-const GRACE_MS = 2000;
-
 function start(): void {
-  const interruption = new AbortController();
+  const controller = new AbortController();
+  const { signal } = controller;
+  const interruption: Interruption = { signal, graceMs: GRACE_MS };
   process.once('SIGINT', () => {
-    interruption.abort();
-    setTimeout(() => process.exit(EXIT.interrupted), GRACE_MS).unref();
+    controller.abort();
+    process.once('SIGINT', () => process.exit(EXIT.interrupted)); // asked twice: at once
+    setTimeout(() => process.exit(EXIT.interrupted), interruption.graceMs).unref();
   });
-  void main(process.argv.slice(2), interruption.signal).then((code) => {
-    process.exitCode = interruption.signal.aborted ? EXIT.interrupted : code;
+  void main(process.argv.slice(2), interruption).then((code) => {
+    process.exitCode = signal.aborted ? EXIT.interrupted : code;
   });
 }
 

@@ -1,6 +1,8 @@
 export type { AlignOptions, RoundDecision, RoundHeader } from './align.js';
 export { alignRound } from './align.js';
+export { broadcastTensors, GradientSync, type GradientSyncOptions } from './gradient-sync.js';
 export { type InitOptions, init, type StoreOptions } from './init.js';
+export { type LaunchEnd, type LaunchFailure, type LaunchOptions, launch } from './launch.js';
 export { type LocalFault, type LocalOptions, localGroups } from './local-group.js';
 export type {
   Backend,

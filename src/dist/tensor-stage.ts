@@ -61,7 +61,7 @@ function stageOf(tensors: readonly Tensor[], Type: typeof Float32Array | typeof 
   const parts = tensors.map((tensor) => {
     end += tensor.size;
     // A name of our own: the caller may dispose the tensor while it travels.
-    return { tensor: tensor.alias(), part: host.subarray(end - tensor.size, end) };
+    return { tensor: tensor.alias().outlive(), part: host.subarray(end - tensor.size, end) };
   });
   return {
     host,

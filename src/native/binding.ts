@@ -42,6 +42,8 @@ export type NativeOp =
   | 'crossEntropyFromHiddenBackward'
   | 'embedding'
   | 'embeddingBackward'
+  | 'generalizedJsd'
+  | 'generalizedJsdBackward'
   | 'gradClip'
   | 'groupAdvantage'
   | 'linear'

@@ -5,6 +5,7 @@ export { crossEntropy } from './cross-entropy.js';
 export { type CrossEntropyFromHiddenOptions, crossEntropyFromHidden } from './cross-entropy-from-hidden.js';
 export type { CrossEntropyOptions, CrossEntropyResult } from './cross-entropy-options.js';
 export { type EmbeddingOptions, embedding } from './embedding.js';
+export { type GeneralizedJsdOptions, type GeneralizedJsdResult, generalizedJsd } from './generalized-jsd.js';
 export { type GradClipOptions, gradClip } from './grad-clip.js';
 export { type GroupAdvantageOptions, groupAdvantage } from './group-advantage.js';
 export { lengthHash } from './length-hash.js';
@@ -41,7 +42,6 @@ export {
   policyLossFromLogitsBackward,
   type SavedLogits,
 } from './policy-loss-from-logits.js';
-
 export {
   type GroupStats,
   mergeStats,
@@ -53,7 +53,6 @@ export { type AddRmsNormResult, addRmsNorm, type RmsNormOptions, rmsNorm } from 
 export { type RopeOptions, rope, ropeTable } from './rope.js';
 export { type SamplingOptions, type SamplingResult, sampling } from './sampling.js';
 export type { SequenceScales } from './sequence-scales.js';
-export { type SwigluOptions, swiglu } from './swiglu.js';
 export {
   type AttentionState,
   lseToLog2,
@@ -64,6 +63,7 @@ export {
   type SparsePrefillResult,
   sparsePrefill,
 } from './sparse-prefill.js';
+export { type SwigluOptions, swiglu } from './swiglu.js';
 export {
   type SavedForBackward,
   type VarlenAttentionBackwardOptions,

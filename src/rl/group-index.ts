@@ -10,18 +10,22 @@ export interface GroupIndex {
 /** Group of every sequence, in order of first appearance. Members need not be neighbours. */
 export function groupIndex(groupIds: Int32Array): GroupIndex {
   const groupOf = new Int32Array(groupIds.length);
-  const index = new Map<number, number>();
-  let previous = Number.NaN; // runs of one id, the usual order, need no look-up
   let current = -1;
   for (let i = 0; i < groupIds.length; i++) {
-    const id = groupIds[i];
-    if (id !== previous) {
-      previous = id;
-      const known = index.get(id);
-      current = known ?? index.size;
-      if (known === undefined) index.set(id, current);
-    }
+    // Ids that only rise, the usual order, need no look-up.
+    if (i > 0 && groupIds[i] < groupIds[i - 1]) return indexInAnyOrder(groupIds, groupOf);
+    if (i === 0 || groupIds[i] !== groupIds[i - 1]) current += 1;
     groupOf[i] = current;
+  }
+  return { groupOf, numGroups: current + 1 };
+}
+
+function indexInAnyOrder(groupIds: Int32Array, groupOf: Int32Array): GroupIndex {
+  const index = new Map<number, number>();
+  for (let i = 0; i < groupIds.length; i++) {
+    const known = index.get(groupIds[i]);
+    groupOf[i] = known ?? index.size;
+    if (known === undefined) index.set(groupIds[i], index.size);
   }
   return { groupOf, numGroups: index.size };
 }

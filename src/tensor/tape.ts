@@ -38,6 +38,11 @@ export function setRecording(on: boolean): boolean {
   return before;
 }
 
+/** False inside `noGrad` and during backward. */
+export function recordingOn(): boolean {
+  return recording;
+}
+
 /** True when a call on these inputs must be recorded. */
 export function isTracked(inputs: readonly (Tensor | undefined)[]): boolean {
   return recording && inputs.some((input) => input?.requiresGrad);
@@ -53,6 +58,35 @@ export function refuseTracked(op: string, inputs: readonly (Tensor | undefined)[
   );
 }
 
+/** Where the gradient of a tensor goes. */
+function edgeTo(tensor: Tensor | undefined): Edge {
+  if (!tensor?.requiresGrad) return undefined;
+  return tensor.source ?? { leaf: tensor };
+}
+
+/**
+ * The tape's own names for tensors that backward reads, since the caller may dispose theirs; they live
+ * until their node is freed. When that fails, `outputs` are disposed with them.
+ */
+export function keep<const T extends readonly (Tensor | undefined)[]>(
+  tensors: T,
+  outputs: readonly Tensor[],
+): { readonly [K in keyof T]: T[K] } {
+  const names: Tensor[] = [];
+  try {
+    const own = tensors.map((tensor) => {
+      if (tensor === undefined) return undefined;
+      const name = tensor.alias().outlive();
+      names.push(name);
+      return name;
+    });
+    return own as unknown as { readonly [K in keyof T]: T[K] };
+  } catch (error) {
+    for (const tensor of [...names, ...outputs]) tensor.dispose();
+    throw error;
+  }
+}
+
 /**
  * Records a call. `saved` are handles of the node's own; they are disposed once backward has used them.
  */
@@ -63,10 +97,7 @@ export function record(
   saved: readonly Disposable[],
   backward: BackwardFn,
 ): void {
-  const edges = inputs.map((input): Edge => {
-    if (!input?.requiresGrad) return undefined;
-    return input.source ?? { leaf: input };
-  });
+  const edges = inputs.map(edgeTo);
   for (const node of nodesOf(edges)) node.users++;
   const { length } = outputs;
   const node: TapeNode = { op, order: nextOrder++, outputs: length, edges, saved, backward, users: length };
@@ -106,9 +137,9 @@ export function dropNode(node: TapeNode): void {
   freeUnused([node]);
 }
 
-/** Nodes that `last` was computed from, itself included, latest first. */
-function reachable(last: TapeNode): TapeNode[] {
-  const seen = new Set<TapeNode>([last]);
+/** Nodes that these were computed from, themselves included, latest first. */
+function reachable(last: readonly TapeNode[]): TapeNode[] {
+  const seen = new Set<TapeNode>(last);
   for (const node of seen) {
     for (const next of nodesOf(node.edges)) seen.add(next);
   }
@@ -155,13 +186,63 @@ function addToLeaf(leaf: Tensor, gradient: Tensor): void {
   }
 }
 
+/** Who wants to know that a parameter has its gradient. */
+const leafHooks = new WeakMap<Tensor, () => void>();
+
 /**
- * Fills `grad` of every parameter that `last` was computed from, consuming `gradient`.
+ * Calls `hook` during a backward as soon as it has brought `leaf` all its gradients: the rest of the walk
+ * goes on, and what the hook enqueues runs between. A leaf that the backward reaches without a gradient
+ * gets its call at the end. One hook a leaf; `undefined` takes it off.
+ */
+export function setLeafHook(leaf: Tensor, hook: (() => void) | undefined): void {
+  if (hook === undefined) leafHooks.delete(leaf);
+  else leafHooks.set(leaf, hook);
+}
+
+/**
+ * Leaves with hooks that walks inside the current one have reached: a checkpointed part of the graph is
+ * walked while its node is. `undefined` outside every walk.
+ */
+let reachedInside: Set<Tensor> | undefined;
+
+/** How many gradients each leaf with a hook may get from these nodes. */
+function countGradients(nodes: readonly TapeNode[]): Map<Tensor, number> {
+  const counts = new Map<Tensor, number>();
+  for (const { edges } of nodes) {
+    for (const edge of edges) {
+      if (edge === undefined || !('leaf' in edge) || !leafHooks.has(edge.leaf)) continue;
+      counts.set(edge.leaf, (counts.get(edge.leaf) ?? 0) + 1);
+    }
+  }
+  return counts;
+}
+
+/** Where backward starts: a result, and its gradient, which is consumed. */
+export interface Root {
+  readonly output: Tensor;
+  readonly gradient: Tensor;
+}
+
+/** What of the graph a walk from these edges passes, latest first; refuses a graph that was used up. */
+function plan(op: string, edges: readonly Edge[]): TapeNode[] {
+  const nodes = reachable(nodesOf(edges));
+  const used = nodes.find((node) => node.backward === undefined);
+  if (used === undefined) return nodes;
+  throw varlenError(
+    'ERR_VARLEN_GRAPH_FREED',
+    `${op}: the graph was freed by an earlier backward (at ${used.op}); pass { retainGraph: true } there to keep it`,
+    { op, freedAt: used.op },
+  );
+}
+
+/**
+ * Fills `grad` of every parameter that `last` was computed from.
  *
+ * @param gradient makes the gradient of `last`, once it is known that it has a graph
  * @throws `ERR_VARLEN_GRAPH_FREED` when an earlier backward without `retainGraph` used the graph up
  */
 export function backward(op: string, last: Tensor, gradient: () => Tensor, retainGraph: boolean): void {
-  const source = last.source;
+  const { source } = last;
   if (source === undefined) {
     throw argumentError(
       'ERR_VARLEN_MISSING_INPUT',
@@ -170,16 +251,27 @@ export function backward(op: string, last: Tensor, gradient: () => Tensor, retai
       'was computed from nothing that requires a gradient; expected a result of tracked tensors',
     );
   }
-  const nodes = reachable(source.node);
-  const used = nodes.find((node) => node.backward === undefined);
-  if (used !== undefined) {
-    throw varlenError(
-      'ERR_VARLEN_GRAPH_FREED',
-      `${op}: the graph was freed by an earlier backward (at ${used.op}); pass { retainGraph: true } there to keep it`,
-      { op, freedAt: used.op },
-    );
-  }
+  const nodes = plan(op, [source]);
+  walkBack(nodes, () => [[source, gradient()]], retainGraph);
+}
+
+/** The same from several results at once; those that need no gradient give theirs up. */
+export function backwardFrom(op: string, roots: readonly Root[], retainGraph: boolean): void {
+  const edges = roots.map(({ output }) => edgeTo(output));
+  const nodes = plan(op, edges);
+  walkBack(nodes, () => roots.map(({ gradient }, i) => [edges[i], gradient]), retainGraph);
+}
+
+function walkBack(
+  nodes: readonly TapeNode[],
+  start: () => readonly (readonly [Edge, Tensor])[],
+  retainGraph: boolean,
+): void {
   const gradients = new Map<TapeNode, (Tensor | undefined)[]>();
+  const outer = reachedInside;
+  const expected = countGradients(nodes);
+  // What a checkpoint holds is not among the nodes: its leaves may get more until the very end.
+  const early = outer === undefined && !nodes.some((node) => node.op === 'checkpoint');
   const give = (edge: Edge, value: Tensor): void => {
     if (edge === undefined) {
       value.dispose();
@@ -187,6 +279,12 @@ export function backward(op: string, last: Tensor, gradient: () => Tensor, retai
     }
     if ('leaf' in edge) {
       addToLeaf(edge.leaf, value);
+      const left = expected.get(edge.leaf);
+      if (left !== undefined) expected.set(edge.leaf, left - 1);
+      if (left === 1 && early) {
+        expected.delete(edge.leaf);
+        leafHooks.get(edge.leaf)?.();
+      }
       return;
     }
     let slots = gradients.get(edge.node);
@@ -197,9 +295,11 @@ export function backward(op: string, last: Tensor, gradient: () => Tensor, retai
     const sum = slots[edge.output];
     slots[edge.output] = sum === undefined ? value : add(sum, value);
   };
+  const inside = outer ?? new Set<Tensor>();
+  reachedInside = inside;
   const before = setRecording(false);
   const walk = (): void => {
-    give(source, gradient());
+    for (const [edge, gradient] of start()) give(edge, gradient);
     for (const node of nodes) {
       const slots = gradients.get(node);
       if (slots !== undefined) {
@@ -212,6 +312,11 @@ export function backward(op: string, last: Tensor, gradient: () => Tensor, retai
       }
       if (!retainGraph) free(node);
     }
+    if (outer !== undefined) {
+      for (const leaf of expected.keys()) outer.add(leaf);
+      return;
+    }
+    for (const leaf of new Set([...expected.keys(), ...inside])) leafHooks.get(leaf)?.();
   };
   try {
     scope(walk); // frees what a failure leaves behind
@@ -219,6 +324,7 @@ export function backward(op: string, last: Tensor, gradient: () => Tensor, retai
     freeUnused(nodes);
     throw error;
   } finally {
+    reachedInside = outer;
     setRecording(before);
   }
 }

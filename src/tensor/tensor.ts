@@ -250,11 +250,11 @@ export class Tensor extends native.HandleOwner implements Disposable {
   }
 
   /** @internal A second name for the same elements, with a lifetime of its own; unrecorded, outside scopes. */
-  alias(): Tensor {
+  alias(requiresGrad = false): Tensor {
     const handle = this.#live('Tensor.detach');
     const made =
       this.shape.length === 0 ? native.view(handle, []) : native.slice(handle, 0, 0, this.shape[0]);
-    return new Tensor(made, this.device);
+    return new Tensor(made, this.device, requiresGrad);
   }
 
   #live(op: string): number {

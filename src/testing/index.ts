@@ -6,6 +6,14 @@ export {
 } from './custom-surrogate.js';
 export { type GradCheckOptions, gradCheck } from './grad-check.js';
 export {
+  type CustomSurrogate,
+  type PolicyLossFromLogitsReference,
+  type PolicyLossInputs,
+  type PolicyLossReference,
+  policyLossFromLogitsReference,
+  policyLossReference,
+} from './policy-loss.js';
+export {
   type EquationLoss,
   type EquationScales,
   policyLossEquation,

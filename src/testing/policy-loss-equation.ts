@@ -16,8 +16,6 @@ import { rolloutWeights } from '../rl/rollout-correction.js';
 /** A plan, or scales of one's own; in float64 when no rounding is wanted. */
 export type EquationScales = Omit<SequenceScales, 'seqScale'> & {
   readonly seqScale: Float32Array | Float64Array;
-  /** Default `gradScale / activeTokens`. */
-  readonly entropyScale?: number;
 };
 
 /** Value of the equation. */
@@ -63,7 +61,10 @@ export class Equation {
   ) {
     const { ratio, kl, rolloutCorrection } = config;
     const bypass = rolloutCorrection?.mode === 'bypass';
-    const readsOld = ratio.level !== 'none' && ratio.onPolicy !== true && !bypass;
+    // Without a ratio in the surrogate nobody needs an old policy, unless the rollout is weighed against it.
+    const weighs = rolloutCorrection !== undefined && !bypass;
+    const hasOld = ratio.onPolicy !== true && (ratio.level !== 'none' || weighs);
+    const readsOld = hasOld && !bypass;
     checkFields(op, batch, [
       'logprobs',
       ...(readsOld ? (['oldLogprobs'] as const) : []),
@@ -88,12 +89,10 @@ export class Equation {
       return tokens;
     });
     this.q = batch.logprobs!;
-    this.old = readsOld ? batch.oldLogprobs! : bypass ? reported(batch) : this.q;
-    this.correction =
-      rolloutCorrection === undefined || bypass
-        ? undefined
-        : rolloutWeights(batch.oldLogprobs ? batch : { ...batch, oldLogprobs: this.q }, rolloutCorrection)
-            .weights;
+    this.old = readsOld ? batch.oldLogprobs! : hasOld ? reported(batch) : this.q;
+    this.correction = weighs
+      ? rolloutWeights({ ...batch, oldLogprobs: this.old }, rolloutCorrection).weights
+      : undefined;
     this.advantageOf = advantageReader(op, batch);
     this.logClamp = ratio.logClamp ?? 20;
   }
@@ -130,9 +129,7 @@ export class Equation {
         if (eligible && batch.entropies !== undefined) entropySum += batch.entropies[t];
       }
     });
-    const { activeTokens, gradScale } = scales;
-    const entropyScale = scales.entropyScale ?? (activeTokens > 0 ? gradScale / activeTokens : 0);
-    const entropyBonus = entropyCoef * entropyScale * entropySum;
+    const entropyBonus = entropyCoef * scales.entropyScale * entropySum;
     return { loss: pgLoss + klLoss - entropyBonus, pgLoss, klLoss, entropyBonus, perTokenLoss };
   }
 }

@@ -1,17 +1,17 @@
 /** Text generation: continuous batching over a slotted cache of keys and values. */
 import type { Engine, EngineEvent, PartialOutput } from '../batch/rollout/engine.js';
 import { argumentError } from '../errors.js';
+import type { CausalLM } from '../nn/index.js';
 import { type SamplingOptions, sampling } from '../ops/index.js';
 import { Pcg32 } from '../pcg32.js';
 import { hash64 } from '../seeded-random.js';
 import { Decoder } from './generate/decoder.js';
-import type { Transformer } from './model/transformer.js';
 
 /** How tokens are drawn. */
 export type DrawOptions = Pick<SamplingOptions, 'temperature' | 'topK' | 'topP' | 'minP'>;
 
 /** Options of {@link Generator}. */
-export interface GeneratorOptions extends DrawOptions {
+export interface GeneratorOptions {
   /** Sequences side by side. */
   slots: number;
   /** Longest sequence, prompt and response together. */
@@ -74,6 +74,8 @@ function streamOf(seed: number, id: string, resumedAt: number): Pcg32 {
  */
 export class Generator implements Engine, Disposable {
   readonly capacity: number;
+  /** How the next tokens are drawn. Default: at temperature 1, from all words. */
+  draw: DrawOptions = {};
   readonly #options: Required<GeneratorOptions>;
   readonly #decoder: Decoder;
   readonly #waiting: Sequence[] = [];
@@ -84,13 +86,9 @@ export class Generator implements Engine, Disposable {
   #stopping = 0;
   #generated = 0;
 
-  constructor(model: Transformer, options: GeneratorOptions) {
+  constructor(model: CausalLM, options: GeneratorOptions) {
     const { slots, slotTokens } = options;
     this.#options = {
-      temperature: 1,
-      topK: 0,
-      topP: 1,
-      minP: 0,
       seed: 0,
       prefillTokens: 16_384,
       ...options,
@@ -211,9 +209,8 @@ export class Generator implements Engine, Disposable {
     events: GeneratedEvent[],
   ): Promise<void> {
     using owned = logits;
-    const { temperature, topK, topP, minP } = this.#options;
     const random = Int32Array.from(sequences, (sequence) => sequence.random.next());
-    using drawn = sampling(owned, random, { temperature, topK, topP, minP });
+    using drawn = sampling(owned, random, this.draw);
     const [tokens, logprobs, policyLogprobs] = await Promise.all([
       drawn.tokens.data(),
       drawn.logprobs.data(),

@@ -10,6 +10,8 @@ export interface ModelRecipe {
   readonly numKvHeads: number;
   readonly intermediateSize: number;
   readonly ropeTheta: number;
+  /** Standard deviation of the random weights. */
+  readonly initializerRange: number;
   /** Longest sequence, prompt and response together. */
   readonly maxTokens: number;
 }
@@ -90,7 +92,9 @@ export const demoRecipe: Recipe = {
     numKvHeads: 4,
     intermediateSize: 256,
     ropeTheta: 10_000,
-    maxTokens: 256,
+    // Near 1 / sqrt(hiddenSize), that of wide models is too small for one so narrow.
+    initializerRange: 0.05,
+    maxTokens: 192,
   },
   sft: {
     steps: 260,
@@ -101,7 +105,7 @@ export const demoRecipe: Recipe = {
     weightDecay: 0.01,
   },
   rl: {
-    steps: 60,
+    steps: 80,
     prompts: 64,
     responses: 8,
     maxNewTokens: 160,

@@ -26,10 +26,11 @@ export function shareOf(successes: number, trials: number): Estimate {
  */
 export function meanOf(values: readonly number[]): Estimate {
   const { length } = values;
-  if (length === 0) return { value: Number.NaN, low: 0, high: 1 };
-  const mean = sum(values) / length;
+  const mean = sum(values) / Math.max(1, length);
   const squares = sum(values.map((value) => (value - mean) ** 2));
-  const half = length > 1 ? Z * Math.sqrt(squares / (length - 1) / length) : 1;
+  // Nothing varies: all right or all wrong says something, but not that the interval is a point.
+  if (squares === 0) return shareOf(mean * length, length);
+  const half = Z * Math.sqrt(squares / (length - 1) / length);
   return { value: mean, low: Math.max(0, mean - half), high: Math.min(1, mean + half) };
 }
 

@@ -2,6 +2,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { afterEach, describe, expect, test } from 'vitest';
 import {
+  checkpoint,
   memoryStats,
   noGrad,
   Stream,
@@ -12,7 +13,7 @@ import {
   varlenAttention,
   varlenAttentionBackward,
 } from '../../src/index.js';
-import { record } from '../../src/tensor/tape.js';
+import { record, setLeafHook } from '../../src/tensor/tape.js';
 import { failing } from '../support/failing.js';
 import { rejected, thrown } from '../support/thrown.js';
 
@@ -452,6 +453,49 @@ describe('an op', () => {
       const [x, c, out] = [parameter(1), constant(2), constant(3)];
       expect(codeOf(() => attend(x, c, c, { out }))).toBe('ERR_VARLEN_INCOMPATIBLE');
       expect(noGrad(() => attend(x, c, c, { out }))).toBe(out);
+    });
+  });
+});
+
+describe('a hook on a parameter', () => {
+  /** Gradients so far of the named parameters, each time a hook is called. */
+  function calls(parameters: Readonly<Record<string, Tensor>>, run: () => void): [string, number[]][] {
+    const seen: [string, number[]][] = [];
+    for (const [name, leaf] of Object.entries(parameters)) {
+      setLeafHook(leaf, () => seen.push([name, Array.from(read(leaf.grad).slice(0, 2))]));
+    }
+    run();
+    for (const leaf of Object.values(parameters)) setLeafHook(leaf, undefined);
+    return seen;
+  }
+  const first = (leaf: Tensor) => Array.from(read(leaf.grad).slice(0, 2));
+
+  test('is called once, with the whole gradient, before the walk goes on to earlier parameters', () => {
+    scope(() => {
+      const [early, late] = [parameter(1), parameter(2)];
+      const seen = calls({ early, late }, () => {
+        attend(late, attend(early, early, early), late).backward(constant(3));
+      });
+      expect(seen).toEqual([
+        ['late', first(late)],
+        ['early', first(early)],
+      ]);
+      for (const leaf of [early, late]) dropGradient(leaf);
+    });
+  });
+
+  test('waits to the end of the walk when a checkpoint may bring its parameter more', () => {
+    scope(() => {
+      const [shared, input] = [parameter(1), parameter(2)];
+      const seen = calls({ shared, input }, () => {
+        const inner = checkpoint((x: Tensor) => attend(x, shared, x), input);
+        attend(shared, inner, inner).backward(constant(3));
+      });
+      expect(seen.toSorted()).toEqual([
+        ['input', first(input)],
+        ['shared', first(shared)],
+      ]);
+      for (const leaf of [shared, input]) dropGradient(leaf);
     });
   });
 });

@@ -1,6 +1,44 @@
 /** The Gloo engine between real processes. */
+import { spawn, spawnSync } from 'node:child_process';
 import { describe, expect, test } from 'vitest';
-import { endsOf, startRanks } from '../support/rank-processes.js';
+import { bundle } from '../support/program.js';
+import { endsOf, freePort, startRanks } from '../support/rank-processes.js';
+
+const hasTorch =
+  spawnSync('python3', ['-c', 'import importlib.util as u; exit(u.find_spec("torch") is None)']).status === 0;
+if (!hasTorch) console.log('PyTorch is not installed: its results are not compared');
+
+/** Runs the rank program under PyTorch's launcher. */
+function torchrun(
+  n: number,
+  args: readonly string[],
+): Promise<{ status: number | null; stdout: string; stderr: string }> {
+  const run = [
+    '-m',
+    'torch.distributed.run',
+    '--nproc-per-node',
+    String(n),
+    '--no-python',
+    '--rdzv-backend',
+    'c10d',
+    '--rdzv-endpoint',
+    '127.0.0.1:0',
+  ];
+  const child = spawn('python3', [...run, process.execPath, bundle('dist-rank'), ...args], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+    timeout: 170_000,
+  });
+  const output = { stdout: '', stderr: '' };
+  for (const name of ['stdout', 'stderr'] as const) {
+    child[name].on('data', (chunk: Buffer) => {
+      output[name] += chunk.toString();
+    });
+  }
+  return new Promise((resolve, reject) => {
+    child.on('error', reject);
+    child.on('close', (status) => resolve({ status, ...output }));
+  });
+}
 
 describe('four processes over Gloo', () => {
   test('agree with what each of them computes, for every collective, type, reduction and size', async () => {
@@ -15,4 +53,67 @@ describe('four processes over Gloo', () => {
       expect(rank.stderr).toBe('');
     }
   }, 120_000);
+
+  test('batch shards of 37, 5, 0 and 18 samples: equal steps, every sample once', async () => {
+    const ranks = await startRanks(4, 'batches', { init: { timeoutMs: 60_000 } });
+    expect(await endsOf(ranks)).toEqual([0, 0, 0, 0]);
+    const expected = [37, 5, 0, 18].flatMap((n, rank) => Array.from({ length: n }, (_, i) => `${rank}/${i}`));
+    for (const align of ['split', 'defer']) {
+      const said = await Promise.all(ranks.map((rank) => rank.until(`batches: ${align}`)));
+      const ids = said.flatMap((one) => one.ids as string[]);
+      expect(ids.sort()).toEqual(expected.sort());
+      // Equal on all ranks: the number of steps, and what each one says of the job.
+      for (const one of said) expect(one.globalTokens).toEqual(said[0].globalTokens);
+      expect(said[2].idle).toBe((said[0].globalTokens as unknown[]).length);
+      expect(said[0].idle).toBe(0);
+    }
+  }, 120_000);
+
+  test.runIf(hasTorch)(
+    "have PyTorch's results, in one torchrun job and through its store",
+    async () => {
+      const { status, stdout, stderr } = await torchrun(4, ['torch', '{"timeoutMs":60000}']);
+      expect({ status, stderr: status === 0 ? '' : stderr }).toEqual({ status: 0, stderr: '' });
+      const said = stdout.split('\n').filter((line) => line.includes('"equal"'));
+      expect(said).toHaveLength(4);
+      for (const line of said) expect(line).toContain('"values":27000');
+    },
+    180_000,
+  );
+});
+
+describe('a worker thread', () => {
+  test('that is terminated in the middle of a collective leaves its process well and its peers informed', async () => {
+    const port = await freePort();
+    const [first] = await startRanks(1, 'wait in a collective', {
+      port,
+      init: { size: 2, rank: 0, timeoutMs: 60_000 },
+      args: ['worker'],
+    });
+    const [second] = await startRanks(1, 'slow', {
+      port,
+      init: { size: 2, rank: 1, timeoutMs: 60_000, collectiveTimeoutMs: 60_000 },
+    });
+    await first.until('waiting');
+    first.child.kill('SIGUSR2');
+    expect(await first.until('terminated')).toMatchObject({ code: 1 });
+    expect(await first.ended).toBe(0);
+    expect(await second.until('rejected')).toMatchObject({ code: 'ERR_VARLEN_DIST_PEER_LOST' });
+    expect(await second.ended).toBe(0);
+  }, 90_000);
+});
+
+test('too few file descriptors are refused with the number that is needed', async () => {
+  const port = await freePort();
+  const command = `ulimit -n 60; exec "${process.execPath}" "${bundle('dist-rank')}" reduce '{"timeoutMs":20000}'`;
+  const env = {
+    ...process.env,
+    RANK: '0',
+    WORLD_SIZE: '4',
+    MASTER_ADDR: '127.0.0.1',
+    MASTER_PORT: String(port),
+  };
+  const { stdout } = spawnSync('sh', ['-c', command], { env, encoding: 'utf8', timeout: 60_000 });
+  expect(stdout).toContain('ERR_VARLEN_DIST_STORE');
+  expect(stdout).toContain('need 68 file descriptors');
 });

@@ -19,12 +19,10 @@ import {
   policyLossEquationGradient,
 } from '../../src/testing/index.js';
 import { thrown } from '../support/thrown.js';
+import { batches, none, ppo, RULES, token } from './batches.js';
 import { acrossRanks, resolved } from './ranks.js';
 import * as e1 from './worked-example.js';
 
-const token = { level: 'token' } as const;
-const none = { kind: 'none' } as const;
-const ppo = { kind: 'ppo', clipLow: 0.2, clipHigh: 0.28 } as const;
 const tokenMean: Aggregation = { mode: 'token-mean' };
 
 /** Group advantages of E1 in float64: the printed losses have nine digits. */
@@ -386,50 +384,6 @@ describe('values that public tests of other programs state', () => {
   });
 });
 
-/** Values whose log ratios keep clear of every bound, so that differences are smooth. */
-const logRatio = fc.integer({ min: -9, max: 9 }).map((k) => 0.03 + k / 10);
-const sequence = fc
-  .record({
-    x: fc.array(logRatio, { minLength: 1, maxLength: 5 }),
-    advantage: fc.constantFrom(-1.5, -0.5, 0.75, 1),
-  })
-  .map(({ x, advantage }) => ({ x, advantage }));
-const batches: fc.Arbitrary<ResponseArrays> = fc
-  .array(sequence, { minLength: 1, maxLength: 4 })
-  .map((rows) => {
-    const cuSeqlens = new Int32Array(rows.length + 1);
-    rows.forEach(({ x }, i) => {
-      cuSeqlens[i + 1] = cuSeqlens[i] + x.length;
-    });
-    const x = Float64Array.from(rows.flatMap((row) => row.x));
-    const oldLogprobs = x.map((_, t) => -1.3 - 0.17 * (t % 5));
-    return {
-      cuSeqlens,
-      oldLogprobs,
-      logprobs: x.map((value, t) => oldLogprobs[t] + value),
-      refLogprobs: x.map((value, t) => oldLogprobs[t] + value / 2 + 0.05),
-      rolloutLogprobs: x.map((value, t) => oldLogprobs[t] - value / 3),
-      advantages: Float64Array.from(rows, (row) => row.advantage),
-      advantagesPer: 'sequence' as const,
-    };
-  });
-
-const RULES: readonly PolicyLossConfig[] = [
-  { ratio: { level: 'none' }, clip: none },
-  ...(['token', 'sequence', 'sequence-token'] as const).flatMap((level) => [
-    { ratio: { level }, clip: none },
-    { ratio: { level }, clip: ppo },
-    { ratio: { level }, clip: { ...ppo, kind: 'dual' as const, dualClip: 1.5 } },
-    { ratio: { level }, clip: { ...ppo, kind: 'two-sided' as const, delta: 1.6 } },
-  ]),
-  { ratio: token, clip: { kind: 'cispo', low: 0, high: 1.28 } },
-  { ratio: token, clip: { kind: 'sapo' } },
-  { ratio: token, clip: { kind: 'dppo-tv', deltaLow: 0.1, deltaHigh: 0.1 } },
-  { ratio: token, clip: { kind: 'dppo-kl', deltaLow: 0.05, deltaHigh: 0.05 } },
-  { ratio: token, clip: { kind: 'vespo' } },
-  { ratio: token, clip: { kind: 'dro', beta: 0.3 } },
-  { ratio: { level: 'sequence' }, clip: { kind: 'gmpo', clipLow: 0.4, clipHigh: 0.4 } },
-];
 const rule = fc.constantFrom(...RULES);
 
 describe('properties of the equation', () => {

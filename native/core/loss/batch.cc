@@ -106,6 +106,10 @@ Status Batch::Validate(const Config& config, int64_t num_tokens) const {
     return Invalid(Code::kPlanMismatch, "plan", "was made for another number of sequences",
                    std::to_string(seq_scale.size()), std::to_string(num_seqs()));
   }
+  if (config.clip_rule() == Clip::kGmpo && PerToken(num_tokens)) {
+    return Invalid(Code::kIncompatible, "advantages", "must be one per sequence under gmpo",
+                   "advantages per token", std::to_string(num_seqs()) + " values");
+  }
   if (Status status = CheckPresence(*this, config); !status.ok()) return status;
   return cu_seqlens.on_host() ? CheckOffsets(*this, num_tokens) : Status{};
 }

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <memory>
 #include <string>
@@ -183,9 +184,10 @@ Call ExampleE2(DType dtype, bool masked) {
 void CheckE2(const Call& call, bool masked, double tolerance) {
   const auto spread = [&](std::vector<double> values, int64_t width = 1) {
     std::vector<double> rows;
-    for (size_t i = 0; i < values.size(); i += static_cast<size_t>(width)) {
-      rows.insert(rows.end(), values.begin() + i, values.begin() + i + width);
-      if (masked) rows.insert(rows.end(), static_cast<size_t>(width), 0.0);
+    for (size_t i = 0; i < values.size(); ++i) {
+      rows.push_back(values[i]);
+      const bool row_ends = static_cast<int64_t>(i + 1) % width == 0;
+      for (int64_t j = 0; masked && row_ends && j < width; ++j) rows.push_back(0);
     }
     return rows;
   };
@@ -543,6 +545,40 @@ TEST_CASE("policyLossFromHidden: no token, and none that counts, give 0 and zero
     }
   }
 }
+
+#ifdef __linux__
+// A number of /proc/self/status, in bytes.
+int64_t ProcessBytes(const char* name) {
+  std::ifstream status("/proc/self/status");
+  std::string word;
+  while (status >> word) {
+    int64_t kib = 0;
+    if (word == name && status >> kib) return kib * 1024;
+  }
+  return 0;
+}
+
+TEST_CASE("policyLossFromHidden: 4096 tokens x 151,936 words take 8 MiB per thread") {
+  constexpr int64_t kTokens = 4096, kVocab = 151936;
+  Call call = RandomCall(Shape{{kTokens}, 16, kVocab, false}, DType::kF32, Ppo(0.01, 1e-4));
+  call.Allocate(false);
+  // Memory of the results counts for nothing: it is there before.
+  for (const auto& [name, tensor] : call.Results()) {
+    std::memset(tensor.address(), 1, static_cast<size_t>(tensor.size() * SizeOf(tensor.dtype)));
+  }
+  *call.backward.d_loss.data<float>() = 1;
+  std::ofstream("/proc/self/clear_refs") << "5";  // starts the peak anew
+  const int64_t before = ProcessBytes("VmRSS:");
+  REQUIRE(Run(call.forward).ok());
+  REQUIRE(Run(call.backward).ok());
+  const int64_t extra = ProcessBytes("VmHWM:") - before;
+  const int64_t materialised = kTokens * kVocab * int64_t{sizeof(float)};
+  MESSAGE("extra memory: " << extra / 1024 << " KiB on " << NumThreads() << " threads; the logits "
+                           << "would take " << materialised / 1024 << " KiB");
+  CHECK(extra <= (int64_t{8} << 20) * NumThreads());
+  CHECK(20 * (extra + call.backward.gradients.d_weight.size() * 4) <= materialised);
+}
+#endif
 
 TEST_CASE("policyLossFromHidden: a target outside the vocabulary is refused with its row") {
   for (int32_t bad : {-1, 9, -100}) {

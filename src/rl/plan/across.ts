@@ -2,7 +2,7 @@
 import { checkBoolean, wrongType } from '../../check.js';
 import { argumentError, varlenError } from '../../errors.js';
 import { rangeError } from '../check-arrays.js';
-import { type PlanInput, type PlanOptions, type ResolvedPlan, resolvePlan } from './options.js';
+import { type AggregationPlanOptions, type PlanInput, type ResolvedPlan, resolvePlan } from './options.js';
 import { type AggregationPlan, finishPlan } from './plan.js';
 import { type LocalTotals, localTotals, NUM_TOTALS } from './totals.js';
 
@@ -10,7 +10,7 @@ import { type LocalTotals, localTotals, NUM_TOTALS } from './totals.js';
 export type AllReduceSum = (local: Float64Array) => Promise<Float64Array>;
 
 /** Settings of {@link planAggregationAcross}. */
-export type AcrossOptions = PlanOptions & {
+export type AcrossOptions = AggregationPlanOptions & {
   /** All members of a group are on one rank. Default true. */
   readonly groupsAreLocal?: boolean;
   /**

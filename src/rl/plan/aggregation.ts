@@ -48,7 +48,7 @@ const FIELDS: Readonly<Record<Aggregation['mode'], readonly string[]>> = {
 };
 
 /** The names of all modes. */
-export const AGGREGATION_MODES: readonly Aggregation['mode'][] = Object.keys(FIELDS) as Aggregation['mode'][];
+const AGGREGATION_MODES: readonly Aggregation['mode'][] = Object.keys(FIELDS) as Aggregation['mode'][];
 
 /** Refuses unknown modes, fields of another mode, and numbers out of range. `numSeqs` sizes custom laws. */
 export function checkAggregation(op: string, value: unknown, numSeqs: number): asserts value is Aggregation {

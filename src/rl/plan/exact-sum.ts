@@ -17,14 +17,23 @@ const TO_FRACTION = 1.5 * 2 ** 26; // q = 2^-26
 /** Above this a term has no fraction to cut off (and `TO_UNIT` would be too small to round it). */
 const WHOLE = 2 ** 51;
 
-/** Adds `term >= 0` to the limbs at `offset`. */
-export function addExactly(limbs: Float64Array, offset: number, term: number): void {
-  const high = term < WHOLE ? term + TO_UNIT - TO_UNIT : term;
-  const rest = term - high;
-  const middle = rest + TO_FRACTION - TO_FRACTION;
-  limbs[offset] += high;
-  limbs[offset + 1] += middle;
-  limbs[offset + 2] += rest - middle;
+/** Writes the limbs of the sum of `terms`, each >= 0, at `offset`. */
+export function sumExactly(terms: Float64Array, limbs: Float64Array, offset: number): void {
+  let highs = 0;
+  let middles = 0;
+  let lows = 0;
+  for (let i = 0; i < terms.length; i++) {
+    const term = terms[i];
+    const high = term < WHOLE ? term + TO_UNIT - TO_UNIT : term;
+    const rest = term - high;
+    const middle = rest + TO_FRACTION - TO_FRACTION;
+    highs += high;
+    middles += middle;
+    lows += rest - middle;
+  }
+  limbs[offset] = highs;
+  limbs[offset + 1] = middles;
+  limbs[offset + 2] = lows;
 }
 
 /** The value of the limbs at `offset`. */

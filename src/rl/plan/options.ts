@@ -15,7 +15,7 @@ export interface PlanInput {
   readonly effectiveLengths?: Int32Array;
   /** `[numSeqs]`, equal value = same prompt. Needed by `group-mean-token-mean`. */
   readonly groupIds?: Int32Array;
-  /** `[numSeqs]`, names of the sequences, kept beside the weights. Default `0 .. numSeqs - 1`. */
+  /** `[numSeqs]`, names of the sequences, kept beside the weights. */
   readonly ids?: readonly (string | number)[];
   /** Tokens that take part in the entropy bonus, of this rank. Default: all active tokens. */
   readonly entropyTokens?: number;
@@ -38,7 +38,7 @@ export type ScopeOptions =
   | { readonly scope: 'micro-batch'; readonly microBatches?: number; readonly optimizerSteps?: never };
 
 /** Settings of {@link planAggregation}. */
-export type PlanOptions = ScopeOptions & {
+export type AggregationPlanOptions = ScopeOptions & {
   readonly aggregation: Aggregation;
   /** Ranks whose gradients are combined. Default 1. */
   readonly worldSize?: number;
@@ -84,7 +84,7 @@ const INPUT_KEYS = ['lengths', 'effectiveLengths', 'groupIds', 'ids', 'entropyTo
 export function resolvePlan(
   op: string,
   input: PlanInput,
-  options: PlanOptions,
+  options: AggregationPlanOptions,
   extraOptions: readonly string[] = [],
 ): ResolvedPlan {
   checkKeys(op, 'input', input, INPUT_KEYS);
@@ -135,7 +135,10 @@ export function resolvePlan(
   };
 }
 
-function resolveScope(op: string, options: PlanOptions): { scope: ResolvedPlan['scope']; steps: number } {
+function resolveScope(
+  op: string,
+  options: AggregationPlanOptions,
+): { scope: ResolvedPlan['scope']; steps: number } {
   const given = options as {
     scope?: ResolvedPlan['scope'];
     optimizerSteps?: number;

@@ -4,7 +4,7 @@ import { lengthHash } from '../../ops/length-hash.js';
 import type { SequenceScales } from '../../ops/sequence-scales.js';
 import { rangeError } from '../check-arrays.js';
 import type { Aggregation } from './aggregation.js';
-import { type PlanInput, type PlanOptions, type ResolvedPlan, resolvePlan } from './options.js';
+import { type AggregationPlanOptions, type PlanInput, type ResolvedPlan, resolvePlan } from './options.js';
 import { type LocalTotals, localTotals, NUM_TOTALS, type PlanTotals, readTotals } from './totals.js';
 
 /**
@@ -20,8 +20,10 @@ export interface AggregationPlan extends SequenceScales {
   readonly numSeqs: number;
   /** `[numSeqs]`, active tokens by the caller's mask, as given. */
   readonly lengths: Int32Array;
-  /** `[numSeqs]`, the names of the sequences, as given or `0 .. numSeqs - 1` of the whole plan. */
-  readonly ids: ArrayLike<string | number>;
+  /** `[numSeqs]`, the names of the sequences, when they were given. */
+  readonly ids?: readonly (string | number)[];
+  /** Position of the first sequence in the plan that was sliced; 0 in a whole one. */
+  readonly start: number;
   /** `[numSeqs]`, `s_i`, rounded once from float64; 0 where inactive. Never divide it again. */
   readonly seqScale: Float32Array;
   /** `N_t` of the whole scope, also in a slice. */
@@ -61,7 +63,7 @@ export interface AggregationPlan extends SequenceScales {
  * const plan = planAggregation({ lengths }, { aggregation: { mode: 'token-mean' } });
  * plan.seqScale; // 1/9 each
  */
-export function planAggregation(input: PlanInput, options: PlanOptions): AggregationPlan {
+export function planAggregation(input: PlanInput, options: AggregationPlanOptions): AggregationPlan {
   const op = 'planAggregation';
   const resolved = resolvePlan(op, input, options);
   const local = localTotals(op, input, resolved);
@@ -89,7 +91,8 @@ export function finishPlan(
     lengthMask,
     numSeqs: lengths.length,
     lengths,
-    ids: input.ids === undefined ? Int32Array.from(lengths.keys()) : [...input.ids],
+    ...(input.ids && { ids: Object.freeze([...input.ids]) }),
+    start: 0,
     seqScale,
     activeTokens: totals.tokens,
     gradScale,
@@ -110,11 +113,14 @@ function scales(
   groupTokens: Float64Array,
 ): Float32Array {
   const seqScale = new Float32Array(lengths.length);
+  const constant = (scale: number): Float32Array => {
+    for (let i = 0; i < lengths.length; i++) if (lengths[i] > 0) seqScale[i] = scale;
+    return seqScale;
+  };
   const fill = (scaleOf: (i: number) => number): Float32Array => {
     for (let i = 0; i < lengths.length; i++) if (lengths[i] > 0) seqScale[i] = scaleOf(i);
     return seqScale;
   };
-  const constant = (scale: number): Float32Array => fill(() => scale);
   if (totals.seqs === 0) return seqScale;
   switch (aggregation.mode) {
     case 'token-mean':
@@ -135,8 +141,9 @@ function scales(
       if (!(weightSum > 0 && weightSum < Infinity)) {
         throw rangeError(op, 'aggregation', weightSum, 'weights whose sum float64 can hold');
       }
-      const unit = factor / aggregation.normConstant;
-      return fill((i) => (unit * weights![i]) / weightSum);
+      const unit = factor / aggregation.normConstant / weightSum;
+      for (let i = 0; i < lengths.length; i++) seqScale[i] = unit * weights![i];
+      return seqScale;
     }
   }
 }
@@ -157,9 +164,8 @@ function slicePlan(plan: Omit<AggregationPlan, 'slice'>, start: number, end: num
     ...plan,
     numSeqs: end - start,
     lengths,
-    ids: ArrayBuffer.isView(ids)
-      ? (ids as unknown as Int32Array).subarray(start, end)
-      : (ids as string[]).slice(start, end),
+    ...(ids && { ids: Object.freeze(ids.slice(start, end)) }),
+    start: plan.start + start,
     seqScale: plan.seqScale.subarray(start, end),
     lengthHash: lengthHash(lengths),
   });

@@ -1,7 +1,7 @@
 /** The few global numbers a plan needs, as one vector that ranks can add up. */
 import { groupIndex } from '../group-index.js';
-import { addExactly, LIMBS, sumOf } from './exact-sum.js';
-import { lengthWeight } from './length-weight.js';
+import { LIMBS, sumExactly, sumOf } from './exact-sum.js';
+import { lengthWeights } from './length-weight.js';
 import type { PlanInput, ResolvedPlan } from './options.js';
 
 /** Sums over the active sequences of the scope, over all ranks. */
@@ -51,19 +51,13 @@ export function localTotals(
 ): LocalTotals {
   const { counted, aggregation } = resolved;
   const vector = new Float64Array(NUM_TOTALS + sharedGroups);
-  const weightOf = lengthWeight(op, aggregation, counted.length);
-  const weights = weightOf && new Float64Array(counted.length);
+  const weights = lengthWeights(op, aggregation, counted);
+  if (weights !== undefined) sumExactly(weights, vector, WEIGHT);
   let tokens = 0;
   let seqs = 0;
   for (let i = 0; i < counted.length; i++) {
-    const length = counted[i];
-    if (length === 0) continue;
-    tokens += length;
-    seqs += 1;
-    if (weightOf === undefined) continue;
-    const weight = weightOf(length, i);
-    weights![i] = weight;
-    addExactly(vector, WEIGHT, weight);
+    tokens += counted[i];
+    if (counted[i] > 0) seqs += 1;
   }
   vector[TOKENS] = tokens;
   vector[SEQS] = seqs;
@@ -75,10 +69,24 @@ export function localTotals(
     return { vector, groupOf: input.groupIds, ...(weights && { weights }) };
   }
   const { groupOf, numGroups } = groupIndex(input.groupIds);
-  const groupTokens = new Float64Array(numGroups);
-  for (let i = 0; i < counted.length; i++) groupTokens[groupOf[i]] += counted[i];
-  for (const tokensOfGroup of groupTokens) if (tokensOfGroup > 0) vector[GROUPS] += 1;
+  const groupTokens = sumByGroup(counted, groupOf, numGroups);
+  let groups = 0;
+  for (let g = 0; g < numGroups; g++) if (groupTokens[g] > 0) groups += 1;
+  vector[GROUPS] = groups;
   return { vector, groupOf, groupTokens, ...(weights && { weights }) };
+}
+
+/** `T_g`. Members of a group are usually neighbours, so a run is summed before it is stored. */
+function sumByGroup(lengths: Int32Array, groupOf: Int32Array, numGroups: number): Float64Array {
+  const sums = new Float64Array(numGroups);
+  let sum = 0;
+  for (let i = 0; i < lengths.length; i++) {
+    sum += lengths[i];
+    if (i + 1 < lengths.length && groupOf[i + 1] === groupOf[i]) continue;
+    sums[groupOf[i]] += sum;
+    sum = 0;
+  }
+  return sums;
 }
 
 /** Reads the vector that was added over all ranks. */

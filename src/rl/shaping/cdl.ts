@@ -227,11 +227,11 @@ function canonicalPath(args: readonly string[]): readonly string[] {
   return smallest(spellings).split(',');
 }
 
-/** The path ends where it starts. An arc's first point is its centre. */
+/** Each edge touches the next one, and the last the first: the same for every way to walk along it. */
 function isClosed(path: readonly (readonly string[])[]): boolean {
-  const first = path[0];
-  const last = path[path.length - 1];
-  return last[last.length - 1] === first[first.length === 3 ? 1 : 0];
+  // An arc's first point is its centre.
+  const ends = path.map((edge) => edge.slice(-2));
+  return ends.every((edge, i) => edge.some((point) => ends[(i + 1) % ends.length].includes(point)));
 }
 
 function turned<T>(list: readonly T[], start: number): T[] {

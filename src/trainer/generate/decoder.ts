@@ -1,8 +1,8 @@
 /** A model's forward pass for sampling: prompts packed together, then one row per sequence. */
 import { noGrad } from '../../autograd/index.js';
-import { embedding, linear, varlenAttention, writeRows } from '../../ops/index.js';
-import { type Device, type DType, scope, Tensor } from '../../tensor/index.js';
-import { type Attend, hiddenStates, type Transformer } from '../model/transformer.js';
+import type { Attend, CausalLM } from '../../nn/index.js';
+import { varlenAttention, writeRows } from '../../ops/index.js';
+import { scope, Tensor } from '../../tensor/index.js';
 
 /**
  * Decodes into a cache of `slots` sequences of up to `slotTokens` tokens each. Slot s owns the rows
@@ -12,16 +12,16 @@ import { type Attend, hiddenStates, type Transformer } from '../model/transforme
  * attention is never split by what else is in the batch.
  */
 export class Decoder implements Disposable {
-  readonly #model: Transformer;
+  readonly #model: CausalLM;
   readonly #slotTokens: number;
   readonly #keys: Tensor[] = [];
   readonly #values: Tensor[] = [];
 
-  constructor(model: Transformer, slots: number, slotTokens: number) {
+  constructor(model: CausalLM, slots: number, slotTokens: number) {
     this.#model = model;
     this.#slotTokens = slotTokens;
-    const { numLayers, numKvHeads, headDim } = model.shape;
-    const { device, dtype }: { device: Device; dtype: DType } = model.head;
+    const { numLayers, numKvHeads, headDim } = model.config;
+    const { device, dtype } = model;
     const rows = [slots * slotTokens, numKvHeads * headDim];
     for (let layer = 0; layer < numLayers; layer++) {
       this.#keys.push(Tensor.empty(rows, { dtype, device }).outlive());
@@ -54,7 +54,7 @@ export class Decoder implements Disposable {
       ids,
       positions,
       rows,
-      (_, q, k, v) => varlenAttention(q, k, v, { cuSeqlens, causal: true }).out,
+      (layer, q, k, v) => varlenAttention(q, k, v, { cuSeqlens, causal: true, ...this.#window(layer) }).out,
       last,
     );
   }
@@ -81,11 +81,16 @@ export class Decoder implements Disposable {
     for (let slot = 0; slot < numSeqs; slot++) cuSeqlensQ[slot + 1] += cuSeqlensQ[slot];
     const cuSeqlensK = Int32Array.from({ length: numSeqs + 1 }, (_, slot) => slot * this.#slotTokens);
     const lengths = { cuSeqlensQ, cuSeqlensK, seqUsedK, maxSeqlenQ: 1, maxSeqlenK: this.#slotTokens };
-    const { numKvHeads, headDim } = this.#model.shape;
+    const { numKvHeads, headDim } = this.#model.config;
     const cached = (cache: Tensor) => cache.view([cache.shape[0], numKvHeads, headDim]);
     return this.#run(ids, positions, rows, (layer, q) => {
       const [keys, values] = [cached(this.#keys[layer]), cached(this.#values[layer])];
-      return varlenAttention(q, keys, values, { ...lengths, causal: true, numSplits: 1 }).out;
+      return varlenAttention(q, keys, values, {
+        ...lengths,
+        ...this.#window(layer),
+        causal: true,
+        numSplits: 1,
+      }).out;
     });
   }
 
@@ -105,10 +110,17 @@ export class Decoder implements Disposable {
     };
     return noGrad(() =>
       scope(() => {
-        const hidden = hiddenStates(this.#model, ids, positions, remember);
-        return linear(picked === undefined ? hidden : embedding(hidden, picked), this.#model.head);
+        const hidden = this.#model.forward({ inputIds: ids, positionIds: positions, attend: remember });
+        return this.#model.logits(hidden, picked);
       }),
     );
+  }
+
+  /** Tokens that a query of a layer with a sliding window sees. */
+  #window(layer: number): { windowSize?: readonly [number, number] } {
+    const { slidingWindow, slidingLayers } = this.#model.config;
+    if (slidingWindow === undefined || !slidingLayers.includes(layer)) return {};
+    return { windowSize: [slidingWindow - 1, 0] };
   }
 
   [Symbol.dispose](): void {

@@ -1,4 +1,8 @@
 /** One rank of a job, in a process of its own; test/support/rank-processes.ts starts it. */
+import { spawn } from 'node:child_process';
+import { createInterface } from 'node:readline';
+import { isMainThread, Worker, workerData } from 'node:worker_threads';
+import { DynamicBatcher } from '../../../src/batch/batcher.js';
 import { init } from '../../../src/dist/init.js';
 import type { CollectiveArray, ProcessGroup, ReduceOp } from '../../../src/dist/process-group.js';
 
@@ -233,8 +237,123 @@ async function endBy(group: ProcessGroup, how: string): Promise<void> {
   await new Promise(() => {});
 }
 
+/** The batcher over shards of very different sizes: what this rank was given. */
+async function batches(group: ProcessGroup): Promise<void> {
+  const sizes = [37, 5, 0, 18];
+  const samples = Array.from({ length: sizes[group.rank] }, (_, i) => ({
+    id: `${group.rank}/${i}`,
+    inputIds: new Int32Array(1 + ((7 * i + 3 * group.rank) % 50)),
+  }));
+  for (const align of ['split', 'defer'] as const) {
+    const batcher = new DynamicBatcher(samples, {
+      budget: { packedTokens: 100 },
+      window: 8,
+      seed: 5,
+      align,
+      group,
+    });
+    const ids: unknown[] = [];
+    const globalTokens: number[] = [];
+    let idle = 0;
+    for await (const { ids: own, info } of batcher) {
+      ids.push(...own);
+      globalTokens.push(info.globalTokens);
+      if (info.idle) idle++;
+    }
+    say(`batches: ${align}`, { ids, idle, globalTokens });
+  }
+}
+
+/** The same collectives by PyTorch's Gloo, in the same job, from the same store: equal results. */
+async function besideTorch(group: ProcessGroup): Promise<void> {
+  const { rank, size } = group;
+  const length = 3000;
+  const input = Float32Array.from({ length }, (_, i) => ((i * (rank + 3)) % 101) / 8);
+  const own: Record<string, Float32Array> = {};
+  for (const op of ['sum', 'avg', 'min', 'max'] as const) own[op] = await group.allReduce(input.slice(), op);
+  own.gather = await group.allGather(input, new Float32Array(length * size));
+  own.broadcast = await group.broadcast(input.slice(), 1);
+  const child = spawn('python3', ['-c', torchProgram], { stdio: ['pipe', 'pipe', 'inherit'] });
+  child.stdin.end(Buffer.from(input.buffer));
+  const chunks: Buffer[] = [];
+  for await (const chunk of child.stdout) chunks.push(chunk as Buffer);
+  const answer = Buffer.concat(chunks);
+  const theirs = new Float32Array(new Uint8Array(answer).buffer);
+  let at = 0;
+  for (const [what, ours] of Object.entries(own)) {
+    const other = theirs.subarray(at, at + ours.length);
+    at += ours.length;
+    // Eighths of small integers: no order of additions rounds.
+    const odd = ours.findIndex((x, i) => x !== other[i]);
+    if (odd >= 0) throw new Error(`${what}[${odd}]: ours ${ours[odd]}, PyTorch's ${other[odd]}`);
+  }
+  if (at !== theirs.length) throw new Error(`PyTorch sent ${theirs.length} values, expected ${at}`);
+  say('equal', { values: at });
+}
+
+// Reads one array, writes the results one after another: sum, average, minimum, maximum, gather, broadcast.
+const torchProgram = `
+import sys, torch, torch.distributed as dist
+torch.set_num_threads(1)
+x = torch.frombuffer(bytearray(sys.stdin.buffer.read()), dtype=torch.float32)
+dist.init_process_group('gloo')
+n, out = dist.get_world_size(), sys.stdout.buffer
+for op in (dist.ReduceOp.SUM, None, dist.ReduceOp.MIN, dist.ReduceOp.MAX):
+    y = x.clone()
+    dist.all_reduce(y, op=op or dist.ReduceOp.SUM)
+    out.write((y if op else y / n).numpy().tobytes())
+all = [torch.empty_like(x) for _ in range(n)]
+dist.all_gather(all, x)
+out.write(torch.cat(all).numpy().tobytes())
+dist.broadcast(x, 1)
+out.write(x.numpy().tobytes())
+out.flush()
+dist.destroy_process_group()
+`;
+
+/** A rank in a worker that is terminated, or whose process ends, in the middle of a collective. */
+async function endWorker(group: ProcessGroup): Promise<void> {
+  await group.barrier();
+  const pending = group.allReduce(new Float32Array(2 ** 20), 'sum');
+  say('waiting');
+  await pending;
+}
+
 const scripts: Record<string, (group: ProcessGroup) => Promise<void>> = {
   reduce: reduceUntilFailure,
+  batches,
+  /** Comes to the second collective after its peer has gone. */
+  async slow(group) {
+    await group.barrier();
+    await new Promise((resolve) => setTimeout(resolve, 1500));
+    await reduceUntilFailure(group);
+  },
+  torch: besideTorch,
+  hello: (group) => group.barrier(),
+  /** Rank 1 fails at the first start only. */
+  async 'fail once'(group) {
+    await group.barrier();
+    if (group.rank === 1 && process.env.TORCHELASTIC_RESTART_COUNT === '0') process.exit(3);
+    await group.barrier();
+  },
+  /** Rank 1 fails; the others do not listen to SIGTERM. */
+  async deaf(group) {
+    process.on('SIGTERM', () => say('deaf'));
+    await group.barrier();
+    if (group.rank === 1) process.kill(process.pid, 'SIGKILL');
+    await new Promise(() => setInterval(() => {}, 1000));
+  },
+  'wait in a collective': endWorker,
+  /** The rank's process lives on with its group closed. */
+  async 'close early'(group) {
+    await group.barrier();
+    if (group.rank === 0) await group.close();
+    else
+      say('rejected', {
+        at: Date.now(),
+        ...((await outcome(() => group.allReduce(new Float32Array(5000), 'sum'))) as object),
+      });
+  },
   'soft faults': softFaults,
   exit: (group) => endBy(group, 'exit'),
   throw: (group) => endBy(group, 'throw'),
@@ -259,8 +378,58 @@ const scripts: Record<string, (group: ProcessGroup) => Promise<void>> = {
   },
 };
 
+/** One schedule of test/dist/soak.ts. */
+interface Schedule {
+  readonly k: number;
+  readonly rank: number;
+  readonly size: number;
+  readonly port: number;
+  readonly fault: string;
+  /** Milliseconds after which this rank does what `fault` says. */
+  readonly afterMs: number;
+}
+
+/** Takes part in one job after the other, as long as none of them ends this process. */
+async function soak(): Promise<void> {
+  for await (const line of createInterface({ input: process.stdin })) {
+    const { k, rank, size, port, fault, afterMs } = JSON.parse(line) as Schedule;
+    process.env.TORCHELASTIC_RUN_ID = `soak-${k}`;
+    const store = { host: '127.0.0.1', port, serve: false };
+    let end: object = { resolved: true };
+    let timer: NodeJS.Timeout | undefined;
+    if (fault === 'exit') timer = setTimeout(() => process.exit(5), afterMs);
+    try {
+      const group = await init({ rank, size, store, timeoutMs: 8000, collectiveTimeoutMs: 2000 });
+      say('running', { k });
+      try {
+        if (fault === 'abort') timer = setTimeout(() => group.abort(new Error('soak')), afterMs);
+        const small = new Float64Array(3);
+        const large = new Float32Array(50_000);
+        for (let turn = 0; fault !== 'none' || turn < 5; turn++) {
+          await group.allReduce(turn % 2 ? large.fill(1) : small.fill(1), 'sum');
+          if ((turn % 2 ? large[9] : small[2]) !== size) throw new Error('a wrong sum');
+          await group.allGatherV(new Uint8Array(100 * rank + turn));
+        }
+      } finally {
+        await group.close();
+      }
+    } catch (error) {
+      end = describe(error);
+    }
+    clearTimeout(timer);
+    say('end', { k, at: Date.now(), ...end });
+  }
+}
+
 async function main(): Promise<void> {
-  const [script, optionsText = '{}'] = process.argv.slice(2);
+  if (process.argv[2] === 'soak') return soak();
+  const [script, optionsText = '{}', place = 'main'] = isMainThread ? process.argv.slice(2) : workerData;
+  if (place === 'worker' && isMainThread) {
+    const worker = new Worker(__filename, { workerData: [script, optionsText] });
+    await new Promise<void>((resolve) => process.once('SIGUSR2', () => resolve()));
+    say('terminated', { code: await worker.terminate() });
+    return;
+  }
   say('starting');
   if (script === 'never') return new Promise(() => setInterval(() => {}, 1000));
   const started = performance.now();

@@ -65,6 +65,8 @@ describe('factReward', () => {
   test.each([
     [{ kind: 'positive', accuracy: 1, format: 0, steps: 0, entity: 0 }, 0.7],
     [{ kind: 'positive', accuracy: 1, format: 1, steps: 1, entity: 1 }, 1],
+    [{ kind: 'positive', accuracy: 0, format: 0, steps: 1, entity: 0 }, 0.1],
+    [{ kind: 'positive', accuracy: 0, format: 1, steps: 0, entity: 0.5 }, 0.15],
     [{ kind: 'negative', accuracy: 1, format: 0, steps: 0.5 }, 0.85],
     [{ kind: 'auxiliary', accuracy: 0.5, format: 1 }, 0.55],
   ] as const)('of %o is %f', (parts, reward) => {

@@ -1,0 +1,205 @@
+/** What the phases of a run share: the model, its optimizer, the records, and the way to save it all. */
+import { join } from 'node:path';
+import type { BatcherState } from '../batch/index.js';
+import { varlenError } from '../errors.js';
+import type { CausalLM } from '../nn/index.js';
+import { writeRows } from '../ops/index.js';
+import { memoryStats, scope, Tensor } from '../tensor/index.js';
+import { type Checkpoint, loadCheckpoint, type RunState, saveCheckpoint } from './checkpoint.js';
+import { Generator } from './generate.js';
+import { MetricsFile, readMetrics } from './metrics-file.js';
+import { Optimizer } from './optimizer.js';
+import type { Recipe } from './recipe.js';
+import type { MachineRecord, TrainRecord } from './records.js';
+import { sum } from './statistics.js';
+import type { Task } from './tasks/task.js';
+
+/** What a run was asked for. */
+export interface RunOptions {
+  readonly task: Task;
+  readonly recipe: Recipe;
+  /** Folder of the run: checkpoint, records, model. */
+  readonly out: string;
+  readonly signal?: AbortSignal | undefined;
+  readonly onRecord?: ((record: TrainRecord) => void) | undefined;
+}
+
+/** Wall time by part, in milliseconds. */
+export class Stopwatch {
+  readonly ms: Record<string, number> = {};
+  #last = performance.now();
+
+  /** Everything since the last call goes to `part`. */
+  lap(part: string): void {
+    const now = performance.now();
+    this.ms[part] = (this.ms[part] ?? 0) + now - this.#last;
+    this.#last = now;
+  }
+}
+
+/** Name of the checkpoint in a run's folder. */
+export const CHECKPOINT = 'checkpoint.safetensors';
+/** Name of the records in a run's folder. */
+export const METRICS = 'metrics.jsonl';
+
+type Phase = RunState['phase'];
+
+/** A run while it goes on. */
+export class Run implements Disposable {
+  readonly options: RunOptions;
+  readonly model: CausalLM;
+  readonly parameters: ReadonlyMap<string, Tensor>;
+  readonly records: TrainRecord[];
+  phase: Phase = 'sft';
+  /** Steps of the phase that are done. */
+  step = 0;
+  /** Prompts that RL has consumed. */
+  prompts = 0;
+  idleSteps = 0;
+  batcher: BatcherState | null = null;
+  optimizer: Optimizer;
+  readonly #config: string;
+  readonly #metrics: MetricsFile;
+  #generator: Generator | undefined;
+
+  /** Begins, or goes on from `checkpoint`. */
+  constructor(options: RunOptions, model: CausalLM, config: string, checkpoint?: Checkpoint) {
+    this.options = options;
+    this.model = model;
+    this.parameters = new Map(model.parameters());
+    this.#config = config;
+    const state = checkpoint?.state;
+    if (state !== undefined) {
+      ({ phase: this.phase, step: this.step, prompts: this.prompts } = state);
+      ({ idleSteps: this.idleSteps, batcher: this.batcher } = state);
+    }
+    const path = join(options.out, METRICS);
+    this.#metrics = new MetricsFile(path, state?.metricsBytes ?? 0);
+    this.records = state === undefined ? [] : readMetrics(path);
+    this.optimizer = this.#newOptimizer();
+    if (checkpoint !== undefined) this.#restore(checkpoint);
+  }
+
+  /** Reads the run's checkpoint. @throws as `loadCheckpoint` */
+  static load(out: string, config: string): Promise<Checkpoint> {
+    return loadCheckpoint(join(out, CHECKPOINT), config);
+  }
+
+  #newOptimizer(): Optimizer {
+    const { betas, gradientClip, sft, rl } = this.options.recipe;
+    const { weightDecay } = this.phase === 'sft' ? sft : rl;
+    return new Optimizer(this.parameters, { betas, gradientClip, weightDecay });
+  }
+
+  #restore({ tensors, state }: Checkpoint): void {
+    takeWeights(this.parameters, tensors);
+    this.optimizer.restore(state.optimizerStep, (name, into) => replaced(name, into, tensors));
+  }
+
+  /** A generator over the model, made once. */
+  get generator(): Generator {
+    if (this.#generator === undefined) {
+      const { task, recipe } = this.options;
+      this.#generator = new Generator(this.model, {
+        slots: recipe.generatorSlots,
+        slotTokens: recipe.model.maxTokens,
+        stopIds: [task.tokenizer.eosId],
+        seed: recipe.seed,
+      });
+    }
+    return this.#generator;
+  }
+
+  /** True when nothing is left to do. */
+  get done(): boolean {
+    return this.phase === 'done';
+  }
+
+  /** True when somebody asked for an end: the step at hand is the last. */
+  get interrupted(): boolean {
+    return this.options.signal?.aborted ?? false;
+  }
+
+  /** Writes a record down and shows it. */
+  record(record: TrainRecord): void {
+    this.#metrics.write(record);
+    this.records.push(record);
+    this.options.onRecord?.(record);
+  }
+
+  /** The machine's part of a record. */
+  machine(phase: TrainRecord['phase'], watch: Stopwatch, tokens: number): MachineRecord {
+    const own = sum(Object.values(watch.ms)) / 1000;
+    const before = this.records.filter((record) => record.phase === phase);
+    const seconds = own + sum(before.map(({ machine }) => sum(Object.values(machine.ms)) / 1000));
+    return { seconds, ms: watch.ms, tokensPerSecond: tokens / own, peakBytes: memoryStats().peak };
+  }
+
+  /** Goes to the next phase, with a fresh optimizer. */
+  enter(phase: Phase): void {
+    this.phase = phase;
+    this.step = 0;
+    this.batcher = null;
+    this.optimizer[Symbol.dispose]();
+    this.optimizer = this.#newOptimizer();
+  }
+
+  /** Saves everything. @throws `ERR_VARLEN_IO`, the old checkpoint intact */
+  async save(): Promise<void> {
+    const tensors = new Map<string, Tensor>();
+    for (const [name, tensor] of this.parameters) tensors.set(`model.${name}`, tensor);
+    for (const [name, tensor] of this.optimizer.state()) tensors.set(name, tensor);
+    await saveCheckpoint(join(this.options.out, CHECKPOINT), tensors, {
+      version: 1,
+      config: this.#config,
+      phase: this.phase,
+      step: this.step,
+      batcher: this.batcher,
+      prompts: this.prompts,
+      optimizerStep: this.optimizer.steps,
+      metricsBytes: this.#metrics.bytes,
+      idleSteps: this.idleSteps,
+    });
+  }
+
+  [Symbol.dispose](): void {
+    this.#metrics[Symbol.dispose]();
+    this.optimizer[Symbol.dispose]();
+    this.#generator?.[Symbol.dispose]();
+    this.model.dispose();
+  }
+}
+
+function entryOf(name: string, like: Tensor, tensors: Checkpoint['tensors']) {
+  const entry = tensors[name];
+  if (entry !== undefined && entry.dtype === like.dtype && String(entry.shape) === String(like.shape)) {
+    return entry;
+  }
+  const got = entry === undefined ? 'none' : `${entry.dtype} [${entry.shape}]`;
+  const message = `loadCheckpoint: ${name} does not fit the model; got ${got}, expected ${like.dtype} [${like.shape}]`;
+  throw varlenError('ERR_VARLEN_CHECKPOINT', message, { op: 'loadCheckpoint', argument: name });
+}
+
+/** The saved tensor in place of `old`, which it disposes. */
+function replaced(name: string, old: Tensor, tensors: Checkpoint['tensors']): Tensor {
+  const entry = entryOf(name, old, tensors);
+  const tensor = Tensor.from(entry, { device: old.device }).outlive();
+  old.dispose();
+  return tensor;
+}
+
+/** Gives parameters the values that a checkpoint has for them. @throws `ERR_VARLEN_CHECKPOINT` naming a tensor */
+export function takeWeights(parameters: ReadonlyMap<string, Tensor>, tensors: Checkpoint['tensors']): void {
+  for (const [name, parameter] of parameters) {
+    using saved = Tensor.from(entryOf(`model.${name}`, parameter, tensors), { device: parameter.device });
+    overwrite(parameter, saved);
+  }
+}
+
+/** Copies all elements of `source` into `target`, which stays the tensor that it is. */
+function overwrite(target: Tensor, source: Tensor): void {
+  scope(() => {
+    const row = [1, source.size];
+    writeRows(target.detach().view(row), Int32Array.of(0), source.view(row));
+  });
+}

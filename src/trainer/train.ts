@@ -1,0 +1,129 @@
+/** A whole run: measure, fine-tune, measure, reinforce, measure. */
+import { existsSync, mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { varlenError } from '../errors.js';
+import { CausalLM } from '../nn/index.js';
+import type { DeviceLike } from '../tensor/index.js';
+import { readSafetensors } from '../tensor/index.js';
+import { evaluate } from './evaluate.js';
+import { checkRecipe, type Recipe } from './recipe.js';
+import type { TrainRecord } from './records.js';
+import { trainRl } from './rl.js';
+import { CHECKPOINT, Run, takeWeights } from './run.js';
+import { trainSft } from './sft.js';
+import { type Summary, summarize } from './summary.js';
+import type { Task } from './tasks/task.js';
+
+/** Options of {@link train}. */
+export interface TrainOptions {
+  task: Task;
+  recipe: Recipe;
+  /** Folder of the run; made when it is not there. */
+  out: string;
+  /** Default `'auto'`. */
+  device?: DeviceLike;
+  /** Go on from the folder's checkpoint; begin when there is none. Default false: begin anew. */
+  resume?: boolean;
+  /** Weights of another run's checkpoint to begin with, in place of random ones. */
+  weights?: string;
+  /** Ends the run after the step at hand, with a checkpoint. */
+  signal?: AbortSignal;
+  /** Sees every record as it is written. */
+  onRecord?: (record: TrainRecord) => void;
+}
+
+/** What {@link train} comes to. */
+export interface TrainResult {
+  readonly records: readonly TrainRecord[];
+  readonly summary: Summary;
+  /** The signal ended it: `resume` goes on. */
+  readonly interrupted: boolean;
+}
+
+/** Everything that decides what a run computes, as text. */
+function configOf({ task, recipe, weights }: TrainOptions): string {
+  const { checkpointEvery, ...rest } = recipe;
+  return JSON.stringify({ task: task.name, vocabSize: task.tokenizer.vocabSize, weights, ...rest });
+}
+
+async function makeModel({ task, recipe, device = 'auto', weights }: TrainOptions): Promise<CausalLM> {
+  const { maxTokens, ...sizes } = recipe.model;
+  const model = CausalLM.create(
+    {
+      ...sizes,
+      vocabSize: task.tokenizer.vocabSize,
+      maxPositionEmbeddings: maxTokens,
+      tieWordEmbeddings: true,
+    },
+    { seed: recipe.seed, device },
+  );
+  try {
+    if (weights !== undefined) {
+      takeWeights(new Map(model.parameters()), (await readSafetensors(weights)).tensors);
+    }
+    return model;
+  } catch (error) {
+    model.dispose();
+    throw error;
+  }
+}
+
+function makeFolder(path: string): void {
+  try {
+    mkdirSync(path, { recursive: true });
+  } catch (cause) {
+    const message = `train: ${path} cannot be made: ${(cause as Error).message}`;
+    throw varlenError('ERR_VARLEN_IO', message, { op: 'train', argument: 'out', path }, { cause });
+  }
+}
+
+/** What is left of the run, phase by phase. */
+async function finish(run: Run): Promise<void> {
+  const { recipe, task } = run.options;
+  if (run.phase === 'sft') {
+    if (run.step === 0 && run.records.length === 0) await evaluate(run, 'start');
+    if (run.interrupted) return;
+    if (task.hasResponses) await trainSft(run);
+    if (run.interrupted) return;
+    if (recipe.sft.steps > 0) await evaluate(run, 'sft');
+    run.enter('rl');
+    await run.save();
+  }
+  if (run.phase === 'rl') {
+    if (task.hasAnswers) await trainRl(run);
+    if (run.interrupted) return;
+    if (recipe.rl.steps > 0) await evaluate(run, 'rl');
+    run.enter('done');
+  }
+}
+
+/**
+ * Trains a small model on a task: first on worked solutions, then by its own answers' rewards; held-out
+ * problems are measured before, between and after.
+ *
+ * The folder gets `metrics.jsonl`, one record per step; `checkpoint.safetensors`, the whole state, replaced
+ * whole; and at the end `model/`, which `transformers` loads. A run of one seed writes the same records on
+ * every run of one device, but for times; one that was killed and resumed too.
+ *
+ * @throws `ERR_VARLEN_RANGE`, `ERR_VARLEN_OPTION`, `ERR_VARLEN_TYPE` for a bad recipe, `ERR_VARLEN_IO`,
+ *   `ERR_VARLEN_STATE_MISMATCH` and `ERR_VARLEN_CHECKPOINT` for a checkpoint that does not belong to the run
+ *
+ * @example
+ * ```ts
+ * const { summary } = await train({ task: knightsAndKnaves(), recipe: quickRecipe, out: 'run' });
+ * ```
+ */
+export async function train(options: TrainOptions): Promise<TrainResult> {
+  checkRecipe(options.recipe);
+  makeFolder(options.out);
+  const config = configOf(options);
+  const saved = options.resume && existsSync(join(options.out, CHECKPOINT));
+  const checkpoint = saved ? await Run.load(options.out, config) : undefined;
+  using run = new Run(options, await makeModel(options), config, checkpoint);
+  if (!run.done) {
+    await finish(run);
+    await run.save();
+    if (run.done) await run.model.savePretrained(join(options.out, 'model'));
+  }
+  return { records: run.records, summary: summarize(run.records), interrupted: !run.done };
+}
