@@ -50,3 +50,10 @@ export {
 export { deserializePlan, serializePlan } from './serialize.js';
 export type { PatternSummary } from './summary.js';
 export { type SynthHead, type SynthKind, type SynthOptions, synthHead } from './synthetic.js';
+export {
+  type Capture,
+  type SearchedHead,
+  type SearchOptions,
+  type SearchResult,
+  searchPatterns,
+} from './search.js';
