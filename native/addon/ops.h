@@ -3,16 +3,16 @@
 #include "addon/bind.h"
 #include "ops/adamw/adamw.h"
 #include "ops/add/add.h"
-#include "ops/cross-entropy-from-hidden/cross-entropy-from-hidden.h"
 #include "ops/cross-entropy/cross-entropy.h"
+#include "ops/cross-entropy-from-hidden/cross-entropy-from-hidden.h"
 #include "ops/embedding/embedding.h"
 #include "ops/generalized-jsd/generalized-jsd.h"
 #include "ops/grad-clip/grad-clip.h"
 #include "ops/group-advantage/group-advantage.h"
 #include "ops/linear/linear.h"
+#include "ops/policy-loss/policy-loss.h"
 #include "ops/policy-loss-from-hidden/policy-loss-from-hidden.h"
 #include "ops/policy-loss-from-logits/policy-loss-from-logits.h"
-#include "ops/policy-loss/policy-loss.h"
 #include "ops/rms-norm/rms-norm.h"
 #include "ops/rope/rope.h"
 #include "ops/sampling/sampling.h"
@@ -53,10 +53,10 @@ using Ops = OpList<
     rope::Backward,
     sampling::Forward,
     sparse_prefill::Forward,
-    sparse_prefill::Plan,
     sparse_prefill::Count,
-    sparse_prefill::Mask,
     sparse_prefill::Indices,
+    sparse_prefill::Mask,
+    sparse_prefill::Plan,
     swiglu::Forward,
     swiglu::Backward,
     varlen_attention::Forward,

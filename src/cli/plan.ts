@@ -82,7 +82,12 @@ export async function main(argv: readonly string[], signal?: AbortSignal): Promi
   if (values.out !== undefined) {
     const heads = Object.fromEntries(patterns.map((pattern, head) => [String(head), pattern]));
     const found = { numHeads: patterns.length, defaults: { kind: 'dense' } as const, heads };
-    const config = { model: basename(values.captured ?? 'synthetic'), headDim: capture.q.shape[2], lastQ: 64, layers: [found] };
+    const config = {
+      model: basename(values.captured ?? 'synthetic'),
+      headDim: capture.q.shape[2],
+      lastQ: 64,
+      layers: [found],
+    };
     writeTextFile('plan', values.out, writePatternConfig(config));
   }
   if (values.json) printJson(rows);
@@ -132,16 +137,25 @@ async function patternsFor(
   const numHeads = capture.q.shape[1];
   if (config !== undefined) {
     const { layers } = loadPatternConfig(readFileSync(config, 'utf8'), { numHeads });
-    if (layer >= layers.length) throw new UsageError(`--layer must be below ${layers.length}; got '${layer}'`, usage);
+    if (layer >= layers.length)
+      throw new UsageError(`--layer must be below ${layers.length}; got '${layer}'`, usage);
     const { heads, defaults } = layers[layer];
     return Array.from({ length: numHeads }, (_, head) => heads[head] ?? defaults);
   }
   const budget = { kind: 'a-shape', sink: keys >> 2, local: keys - (keys >> 2) } as const;
-  const { heads } = await searchPatterns(capture, { budget, minRecall, ...(signal === undefined ? {} : { signal }) });
+  const { heads } = await searchPatterns(capture, {
+    budget,
+    minRecall,
+    ...(signal === undefined ? {} : { signal }),
+  });
   return heads.map(({ pattern }) => pattern);
 }
 
-async function describeHeads(capture: Capture, patterns: readonly HeadPattern[], svg: string | undefined): Promise<HeadRow[]> {
+async function describeHeads(
+  capture: Capture,
+  patterns: readonly HeadPattern[],
+  svg: string | undefined,
+): Promise<HeadRow[]> {
   const { q, k, modality } = capture;
   const [tokens] = q.shape;
   using plan = planPrefill({ heads: patterns }, q, k, {
@@ -154,11 +168,16 @@ async function describeHeads(capture: Capture, patterns: readonly HeadPattern[],
   const stats = await plan.stats();
   for (const note of stats.notes) say(note);
   if (svg !== undefined) {
-    if (tokens > DRAWN_TOKENS) throw new UsageError(`--svg draws at most ${DRAWN_TOKENS} tokens; got ${tokens}`, usage);
+    if (tokens > DRAWN_TOKENS)
+      throw new UsageError(`--svg draws at most ${DRAWN_TOKENS} tokens; got ${tokens}`, usage);
     mkdirSync(svg, { recursive: true });
     for (const { head, pattern } of stats.heads) {
       const mask = await plan.mask(0, head, 'computed');
-      writeTextFile('plan', join(svg, `head-${head}.svg`), maskSvg(mask, tokens, `head ${head}: ${pattern.kind}`));
+      writeTextFile(
+        'plan',
+        join(svg, `head-${head}.svg`),
+        maskSvg(mask, tokens, `head ${head}: ${pattern.kind}`),
+      );
     }
   }
   return stats.heads.map(({ head, pattern, recall, tileDensity, computedDensity }) => ({

@@ -432,11 +432,7 @@ class Encoder {
     return children(KIND.qBoundary, names.length, parts);
   }
 
-  #pairBoundary(
-    path: string,
-    by: Readonly<Record<string, HeadPattern>>,
-    fallback: HeadPattern,
-  ): Encoded {
+  #pairBoundary(path: string, by: Readonly<Record<string, HeadPattern>>, fallback: HeadPattern): Encoded {
     const ids = this.#needLayout(path);
     const { names, keys, queries, minModalityRows } = this.#sequence;
     this.#checkNames(

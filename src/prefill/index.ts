@@ -47,9 +47,6 @@ export {
   type RecallGuarantee,
   type WorkspaceShape,
 } from './plan.js';
-export { deserializePlan, serializePlan } from './serialize.js';
-export type { PatternSummary } from './summary.js';
-export { type SynthHead, type SynthKind, type SynthOptions, synthHead } from './synthetic.js';
 export {
   type Capture,
   type SearchedHead,
@@ -57,3 +54,6 @@ export {
   type SearchResult,
   searchPatterns,
 } from './search.js';
+export { deserializePlan, serializePlan } from './serialize.js';
+export type { PatternSummary } from './summary.js';
+export { type SynthHead, type SynthKind, type SynthOptions, synthHead } from './synthetic.js';

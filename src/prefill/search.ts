@@ -93,7 +93,9 @@ function adjusted(pattern: HeadPattern, steps: number): HeadPattern | undefined 
   if (pattern.kind === 'vertical-slash' && 'topk' in pattern.select) {
     const { vertical, slash } = pattern.select.topk;
     if (slash + by >= 1) return { ...pattern, select: { topk: { vertical, slash: slash + by } } };
-    return vertical + by < 1 ? undefined : { ...pattern, select: { topk: { vertical: vertical + by, slash } } };
+    return vertical + by < 1
+      ? undefined
+      : { ...pattern, select: { topk: { vertical: vertical + by, slash } } };
   }
   return undefined; // grids and blocks are what they are
 }
@@ -180,7 +182,12 @@ export async function searchPatterns(capture: Capture, options?: SearchOptions):
     if (!(capture?.[name] instanceof Tensor)) throw wrongType(OP, name, capture?.[name], 'a Tensor');
   }
   if (objective !== 'output-l2' && objective !== 'recall') {
-    throw argumentError('ERR_VARLEN_OPTION', OP, 'objective', `is unknown; got '${String(objective)}', expected 'output-l2' or 'recall'`);
+    throw argumentError(
+      'ERR_VARLEN_OPTION',
+      OP,
+      'objective',
+      `is unknown; got '${String(objective)}', expected 'output-l2' or 'recall'`,
+    );
   }
   const { q, k, v, modality } = capture;
   const { candidates = defaultCandidates(modality !== undefined) } = known;
