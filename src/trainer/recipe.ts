@@ -105,7 +105,7 @@ export const demoRecipe: Recipe = {
     weightDecay: 0.01,
   },
   rl: {
-    steps: 60,
+    steps: 80,
     prompts: 64,
     responses: 8,
     maxNewTokens: 160,
