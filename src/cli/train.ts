@@ -7,7 +7,7 @@ import {
   type AggregationName,
   demoRecipe,
   quickRecipe,
-  type Recipe,
+  type TrainRecipe,
 } from '../trainer/recipe.js';
 import type { TrainRecord } from '../trainer/records.js';
 import { CHECKPOINT } from '../trainer/run.js';
@@ -101,7 +101,7 @@ function number(values: Values, name: string, byDefault: number): number {
 }
 
 /** The recipe that the flags ask for. */
-function recipeOf(values: Values): Recipe {
+function recipeOf(values: Values): TrainRecipe {
   const base = values.quick ? quickRecipe : demoRecipe;
   const { sft, rl, evaluation } = base;
   const aggregation = values.aggregation ?? rl.aggregation;
@@ -176,7 +176,7 @@ interface Call {
   readonly signal: AbortSignal | undefined;
 }
 
-async function show(call: Call, recipe: Recipe, out: string, weights?: string): Promise<TrainResult> {
+async function show(call: Call, recipe: TrainRecipe, out: string, weights?: string): Promise<TrainResult> {
   const { task, device, resume, json, signal } = call;
   const progress = new Progress(process.stderr, { sft: recipe.sft.steps, rl: recipe.rl.steps });
   const onRecord = (record: TrainRecord): void => {
@@ -202,7 +202,7 @@ async function show(call: Call, recipe: Recipe, out: string, weights?: string): 
 /** SFT once, then RL once per rule. */
 async function compare(
   call: Call,
-  recipe: Recipe,
+  recipe: TrainRecipe,
   out: string,
   rules: readonly AggregationName[],
 ): Promise<{ runs: ReportedRun[]; interrupted: boolean }> {

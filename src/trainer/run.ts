@@ -6,10 +6,10 @@ import type { CausalLM } from '../nn/index.js';
 import { writeRows } from '../ops/index.js';
 import { memoryStats, scope, Tensor } from '../tensor/index.js';
 import { type Checkpoint, loadCheckpoint, type RunState, saveCheckpoint } from './checkpoint.js';
-import { Generator } from './generate.js';
+import { TextGenerator } from './generate.js';
 import { MetricsFile, readMetrics } from './metrics-file.js';
 import { Optimizer } from './optimizer.js';
-import type { Recipe } from './recipe.js';
+import type { TrainRecipe } from './recipe.js';
 import type { MachineRecord, TrainRecord } from './records.js';
 import { sum } from './statistics.js';
 import type { Task } from './tasks/task.js';
@@ -17,7 +17,7 @@ import type { Task } from './tasks/task.js';
 /** What a run was asked for. */
 export interface RunOptions {
   readonly task: Task;
-  readonly recipe: Recipe;
+  readonly recipe: TrainRecipe;
   /** Folder of the run: checkpoint, records, model. */
   readonly out: string;
   readonly signal?: AbortSignal | undefined;
@@ -60,7 +60,7 @@ export class Run implements Disposable {
   optimizer: Optimizer;
   readonly #config: string;
   readonly #metrics: MetricsFile;
-  #generator: Generator | undefined;
+  #generator: TextGenerator | undefined;
 
   /** Begins, or goes on from `checkpoint`. */
   constructor(options: RunOptions, model: CausalLM, config: string, checkpoint?: Checkpoint) {
@@ -97,10 +97,10 @@ export class Run implements Disposable {
   }
 
   /** A generator over the model, made once. */
-  get generator(): Generator {
+  get generator(): TextGenerator {
     if (this.#generator === undefined) {
       const { task, recipe } = this.options;
-      this.#generator = new Generator(this.model, {
+      this.#generator = new TextGenerator(this.model, {
         slots: recipe.generatorSlots,
         slotTokens: recipe.model.maxTokens,
         stopIds: [task.tokenizer.eosId],

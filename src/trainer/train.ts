@@ -6,7 +6,7 @@ import { CausalLM } from '../nn/index.js';
 import type { DeviceLike } from '../tensor/index.js';
 import { readSafetensors } from '../tensor/index.js';
 import { evaluate } from './evaluate.js';
-import { checkRecipe, type Recipe } from './recipe.js';
+import { checkRecipe, type TrainRecipe } from './recipe.js';
 import type { TrainRecord } from './records.js';
 import { trainRl } from './rl.js';
 import { CHECKPOINT, Run, takeWeights } from './run.js';
@@ -17,7 +17,7 @@ import type { Task } from './tasks/task.js';
 /** Options of {@link train}. */
 export interface TrainOptions {
   task: Task;
-  recipe: Recipe;
+  recipe: TrainRecipe;
   /** Folder of the run; made when it is not there. */
   out: string;
   /** Default `'auto'`. */
