@@ -156,8 +156,10 @@ function configureAndBuild(work, config, target, options) {
 function install(binary, out) {
   fs.mkdirSync(out, { recursive: true });
   const destination = path.join(out, path.basename(binary));
-  fs.rmSync(destination, { force: true }); // a process may have the old file mapped: never write into it
-  fs.copyFileSync(binary, destination);
+  // A process may have the old file mapped, another may start right now: never write into it.
+  const copy = `${destination}.${process.pid}`;
+  fs.copyFileSync(binary, copy);
+  fs.renameSync(copy, destination);
   return destination;
 }
 

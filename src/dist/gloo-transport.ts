@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { type VarlenDistributedError, type VarlenError, varlenError } from '../errors.js';
 import { fileLimit, type Gathered, GlooEngine, GlooFailure } from '../native/dist-binding.js';
 import type { Arrived, DirectCall, GroupFailure, Transport } from './exchange-group.js';
-import { Poison, within } from './poison.js';
+import { ANSWER_MS, Poison, within } from './poison.js';
 import type { CollectiveArray } from './process-group.js';
 import { type Rendezvous, waitForAll } from './rendezvous.js';
 import { SIGNATURE_BYTES } from './signature.js';
@@ -13,10 +13,9 @@ import type { StoreClient } from './store-client.js';
 const MAX_RANKS = 512;
 /** Descriptors that a process needs beside the mesh. */
 const OTHER_FILES = 64;
-/** How often a rank writes how far it is, in milliseconds. */
-const PROGRESS_MS = 250;
-/** After a deadline the peers get this long to write how far they are, in milliseconds. */
-const SETTLE_MS = 100;
+/** How often a rank that waits says so, in milliseconds; with many ranks the store gets a write each. */
+const BEAT_MS = 100;
+
 /** A store that ends within this time before the group does is no news, in milliseconds. */
 const GRACE_MS = 1000;
 
@@ -160,8 +159,12 @@ class GlooTransport implements Transport {
   /** What Gloo's errors may call each peer. */
   readonly #peers: readonly (readonly string[])[];
   #seq = 0;
-  #written = 0;
-  #progress: NodeJS.Timeout | undefined;
+  /** In a collective. */
+  #waiting = false;
+  #beats = 0;
+  #beating: NodeJS.Timeout | undefined;
+  /** When this process was last seen running. */
+  #awake = 0;
   #ending = false;
   #told = false;
   #storeLost = false;
@@ -248,8 +251,9 @@ class GlooTransport implements Transport {
 
   /** The mesh does not need the store; failures are then found without the names of ranks. */
   loseStore(error: Error): void {
-    if (this.#storeLost || this.#ending) return;
+    if (this.#storeLost) return;
     this.#storeLost = true;
+    if (this.#ending) return;
     const text = `the store of the process group is gone (${error.message}); failures will be noticed without the names of ranks`;
     // When the job ends, rank 0 may be gone a moment before this rank has closed.
     setTimeout(() => {
@@ -259,41 +263,44 @@ class GlooTransport implements Transport {
   }
 
   async #run(seq: number, job: Promise<Gathered>, timeoutMs: number): Promise<Arrived> {
-    this.#enter(seq);
+    this.#seq = seq;
+    this.#waiting = true;
+    this.#awake = performance.now();
+    this.#beating ??= setInterval(() => this.#beat(), this.#beatMs).unref();
     try {
-      return decode(await job, this.size, this.#engine.inlineBytes);
+      const gathered = await job;
+      this.#waiting = false;
+      return decode(gathered, this.size, this.#engine.inlineBytes);
     } catch (error) {
       await this.#lose(error as Error, seq, timeoutMs);
       return new Promise(() => {});
     }
   }
 
-  /** Writes how far this rank is, so that others can tell who is late. */
-  #enter(seq: number): void {
-    this.#seq = seq;
-    if (this.#progress !== undefined || this.#storeLost) return;
-    const wait = Math.max(0, this.#written + PROGRESS_MS - performance.now());
-    this.#progress = setTimeout(() => {
-      this.#progress = undefined;
-      this.#writeProgress();
-    }, wait);
-    this.#progress.unref();
+  get #beatMs(): number {
+    return Math.max(BEAT_MS, this.size);
   }
 
-  #writeProgress(): void {
-    this.#written = performance.now();
+  /** Writes where this rank is, and that it is alive: others can tell who is late. */
+  #beat(): void {
+    this.#awake = performance.now();
     const { rendezvous, prefix, rank } = this.#options;
-    rendezvous.commands
-      .set(`${prefix}/progress/${rank}`, String(this.#seq))
-      .catch((error) => this.loseStore(error));
+    const state = `${this.#seq} ${this.#waiting ? 1 : 0} ${++this.#beats}`;
+    if (!this.#waiting) {
+      clearInterval(this.#beating); // away, until it comes back
+      this.#beating = undefined;
+    }
+    rendezvous.commands.set(`${prefix}/progress/${rank}`, state).catch((error) => this.loseStore(error));
   }
 
   /** This rank noticed a failure: it proposes its account of it and tells the first one. */
   async #lose(error: Error, seq: number, timeoutMs: number): Promise<void> {
     if (this.#ending) return;
     this.#ending = true;
+    const asleepMs = performance.now() - this.#awake;
     const kind = error instanceof GlooFailure ? error.kind : 'internal';
-    const missingRanks = kind === 'timeout' ? await this.#lateRanks(seq) : this.#lostRank(error.message);
+    const missingRanks =
+      kind === 'timeout' ? await this.#lateRanks(timeoutMs) : this.#lostRank(error.message);
     const names = missingRanks === undefined ? '' : `; missing ranks ${missingRanks.join(', ')}`;
     const first = await this.#poison.propose({
       code:
@@ -313,25 +320,45 @@ class GlooTransport implements Transport {
       ...(missingRanks === undefined ? {} : { missingRanks }),
       cause: error,
     });
-    this.#tell(first);
+    // Who was stopped wakes to a deadline of its own; without a store nobody tells that the job is over.
+    const stopped = kind === 'timeout' && this.#storeLost && asleepMs > timeoutMs / 2;
+    const message = `this process was stopped for ${Math.round(asleepMs)} ms in exchange #${seq}; its peers have given it up`;
+    this.#tell(stopped ? { ...first, code: 'ERR_VARLEN_DIST_PEER_LOST', message } : first);
   }
 
-  /** Ranks that have not entered exchange `seq`, as far as the store knows. */
-  async #lateRanks(seq: number): Promise<readonly number[] | undefined> {
-    const { commands } = this.#options.rendezvous;
-    this.#writeProgress();
-    await sleep(SETTLE_MS);
-    const late: number[] = [];
-    for (let rank = 0; rank < this.size; rank++) {
-      if (rank === this.rank) continue;
-      const key = `${this.#options.prefix}/progress/${rank}`;
-      const exists = await within(SETTLE_MS, commands.check([key]));
-      if (exists === undefined) return undefined;
-      const value = exists ? await within(SETTLE_MS, commands.get(key, SETTLE_MS)) : new Uint8Array(0);
-      if (value === undefined) return undefined;
-      if (Number(Buffer.from(value).toString() || '0') < seq) late.push(rank);
-    }
+  /**
+   * Ranks that are not waiting as this one is: they have not come, or do not live. A rank that waits,
+   * be it one collective behind, beats; so whoever does not beat for a while is missing.
+   */
+  async #lateRanks(timeoutMs: number): Promise<readonly number[] | undefined> {
+    const before = await this.#readProgress();
+    if (before === undefined) return undefined;
+    const patience = Math.min(1000, timeoutMs / 10);
+    await sleep(Math.max(patience, 2 * this.#beatMs));
+    const after = await this.#readProgress();
+    if (after === undefined) return undefined;
+    const late = [...after.keys()].filter((rank) => {
+      const [, waiting] = after[rank].split(' ');
+      return rank !== this.rank && (waiting !== '1' || after[rank] === before[rank]);
+    });
     return late.length === 0 ? undefined : late;
+  }
+
+  /** What each rank wrote last; undefined when the store does not answer. */
+  async #readProgress(): Promise<string[] | undefined> {
+    const { commands } = this.#options.rendezvous;
+    const read = async (): Promise<string[]> => {
+      const all: string[] = [];
+      for (let rank = 0; rank < this.size; rank++) {
+        const key = `${this.#options.prefix}/progress/${rank}`;
+        const exists = await commands.check([key]);
+        all.push(exists ? Buffer.from((await commands.multiGet([key]))[0]).toString() : '');
+      }
+      return all;
+    };
+    const progress = read();
+    progress.catch((error) => this.loseStore(error));
+    return within(ANSWER_MS, progress);
   }
 
   /** The peer that a message of Gloo's speaks of. */
@@ -354,7 +381,7 @@ class GlooTransport implements Transport {
   #release(): void {
     if (this.#released) return;
     this.#released = true;
-    clearTimeout(this.#progress);
+    clearInterval(this.#beating);
     this.#engine.abort();
     this.#engine.close();
     this.#poison.close();

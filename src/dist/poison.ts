@@ -7,7 +7,7 @@ import type { GroupFailure } from './exchange-group.js';
 import type { StoreClient } from './store-client.js';
 
 /** A store whose machine hangs must not hold up a failure for longer, in milliseconds. */
-const ANSWER_MS = 1000;
+export const ANSWER_MS = 1000;
 /** Text of a failure is cut to this many characters. */
 const MESSAGE_LENGTH = 512;
 

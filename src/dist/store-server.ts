@@ -29,7 +29,7 @@ export interface StoreLimits extends WireLimits {
 }
 
 /** 1 GiB, 10,000 connections, 10 s. */
-export const storeLimits: StoreLimits = {
+const storeLimits: StoreLimits = {
   ...wireLimits,
   totalBytes: 2 ** 30,
   connections: 10_000,

@@ -8,7 +8,7 @@
  */
 
 /** First byte of a request. */
-export const query = {
+const query = {
   validate: 0,
   set: 1,
   compareSet: 2,
@@ -25,7 +25,7 @@ export const query = {
 } as const;
 
 /** What a connection says first, after a `validate` byte. */
-export const VALIDATION = 0x3c85f7ce;
+const VALIDATION = 0x3c85f7ce;
 
 /** Answers of `check`. */
 export const checked = { ready: 0, notReady: 1 } as const;

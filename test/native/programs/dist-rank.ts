@@ -1,5 +1,6 @@
 /** One rank of a job, in a process of its own; test/support/rank-processes.ts starts it. */
 import { spawn } from 'node:child_process';
+import { createInterface } from 'node:readline';
 import { isMainThread, Worker, workerData } from 'node:worker_threads';
 import { DynamicBatcher } from '../../../src/batch/batcher.js';
 import { init } from '../../../src/dist/init.js';
@@ -377,7 +378,51 @@ const scripts: Record<string, (group: ProcessGroup) => Promise<void>> = {
   },
 };
 
+/** One schedule of test/dist/soak.ts. */
+interface Schedule {
+  readonly k: number;
+  readonly rank: number;
+  readonly size: number;
+  readonly port: number;
+  readonly fault: string;
+  /** Milliseconds after which this rank does what `fault` says. */
+  readonly afterMs: number;
+}
+
+/** Takes part in one job after the other, as long as none of them ends this process. */
+async function soak(): Promise<void> {
+  for await (const line of createInterface({ input: process.stdin })) {
+    const { k, rank, size, port, fault, afterMs } = JSON.parse(line) as Schedule;
+    process.env.TORCHELASTIC_RUN_ID = `soak-${k}`;
+    const store = { host: '127.0.0.1', port, serve: false };
+    let end: object = { resolved: true };
+    let timer: NodeJS.Timeout | undefined;
+    if (fault === 'exit') timer = setTimeout(() => process.exit(5), afterMs);
+    try {
+      const group = await init({ rank, size, store, timeoutMs: 8000, collectiveTimeoutMs: 2000 });
+      say('running', { k });
+      try {
+        if (fault === 'abort') timer = setTimeout(() => group.abort(new Error('soak')), afterMs);
+        const small = new Float64Array(3);
+        const large = new Float32Array(50_000);
+        for (let turn = 0; fault !== 'none' || turn < 5; turn++) {
+          await group.allReduce(turn % 2 ? large.fill(1) : small.fill(1), 'sum');
+          if ((turn % 2 ? large[9] : small[2]) !== size) throw new Error('a wrong sum');
+          await group.allGatherV(new Uint8Array(100 * rank + turn));
+        }
+      } finally {
+        await group.close();
+      }
+    } catch (error) {
+      end = describe(error);
+    }
+    clearTimeout(timer);
+    say('end', { k, at: Date.now(), ...end });
+  }
+}
+
 async function main(): Promise<void> {
+  if (process.argv[2] === 'soak') return soak();
   const [script, optionsText = '{}', place = 'main'] = isMainThread ? process.argv.slice(2) : workerData;
   if (place === 'worker' && isMainThread) {
     const worker = new Worker(__filename, { workerData: [script, optionsText] });
