@@ -16,6 +16,9 @@ const OTHER_FILES = 64;
 /** How often a rank that waits says so, in milliseconds; with many ranks the store gets a write each. */
 const BEAT_MS = 100;
 
+/** What a rank says of itself: in no collective, in one, in one whose deadline has passed. */
+const [away, waiting, late] = ['0', '1', '2'];
+
 /** A store that ends within this time before the group does is no news, in milliseconds. */
 const GRACE_MS = 1000;
 
@@ -161,11 +164,18 @@ class GlooTransport implements Transport {
   #seq = 0;
   /** In a collective. */
   #waiting = false;
+  /** Its deadline has passed. */
+  #late = false;
   #beats = 0;
   #beating: NodeJS.Timeout | undefined;
   /** When this process was last seen running. */
   #awake = 0;
   #ending = false;
+  #hear: () => void = () => {};
+  /** Resolves when the first failure is known. */
+  readonly #heard: Promise<void> = new Promise((resolve) => {
+    this.#hear = resolve;
+  });
   #told = false;
   #storeLost = false;
 
@@ -266,13 +276,14 @@ class GlooTransport implements Transport {
     this.#seq = seq;
     this.#waiting = true;
     this.#awake = performance.now();
+    const started = this.#awake;
     this.#beating ??= setInterval(() => this.#beat(), this.#beatMs).unref();
     try {
       const gathered = await job;
       this.#waiting = false;
       return decode(gathered, this.size, this.#engine.inlineBytes);
     } catch (error) {
-      await this.#lose(error as Error, seq, timeoutMs);
+      await this.#lose(error as Error, seq, timeoutMs, performance.now() - started);
       return new Promise(() => {});
     }
   }
@@ -285,7 +296,7 @@ class GlooTransport implements Transport {
   #beat(): void {
     this.#awake = performance.now();
     const { rendezvous, prefix, rank } = this.#options;
-    const state = `${this.#seq} ${this.#waiting ? 1 : 0} ${++this.#beats}`;
+    const state = `${this.#seq} ${this.#waiting ? (this.#late ? late : waiting) : away} ${++this.#beats}`;
     if (!this.#waiting) {
       clearInterval(this.#beating); // away, until it comes back
       this.#beating = undefined;
@@ -294,11 +305,19 @@ class GlooTransport implements Transport {
   }
 
   /** This rank noticed a failure: it proposes its account of it and tells the first one. */
-  async #lose(error: Error, seq: number, timeoutMs: number): Promise<void> {
+  async #lose(error: Error, seq: number, timeoutMs: number, spentMs: number): Promise<void> {
     if (this.#ending) return;
     this.#ending = true;
     const asleepMs = performance.now() - this.#awake;
     const kind = error instanceof GlooFailure ? error.kind : 'internal';
+    if (kind === 'timeout') {
+      this.#late = true;
+      this.#beat();
+    } else if (kind === 'connection' && spentMs > 0.8 * timeoutMs && (await this.#someoneIsLate())) {
+      // Gloo closes the connections of a rank whose deadline has passed: that rank finds out who is missing.
+      await within(2 * ANSWER_MS, this.#heard);
+      if (this.#told) return;
+    }
     const missingRanks =
       kind === 'timeout' ? await this.#lateRanks(timeoutMs) : this.#lostRank(error.message);
     const names = missingRanks === undefined ? '' : `; missing ranks ${missingRanks.join(', ')}`;
@@ -337,11 +356,18 @@ class GlooTransport implements Transport {
     await sleep(Math.max(patience, 2 * this.#beatMs));
     const after = await this.#readProgress();
     if (after === undefined) return undefined;
-    const late = [...after.keys()].filter((rank) => {
-      const [, waiting] = after[rank].split(' ');
-      return rank !== this.rank && (waiting !== '1' || after[rank] === before[rank]);
+    const missing = [...after.keys()].filter((rank) => {
+      const [, state = away] = after[rank].split(' ');
+      return rank !== this.rank && (state === away || after[rank] === before[rank]);
     });
-    return late.length === 0 ? undefined : late;
+    return missing.length === 0 ? undefined : missing;
+  }
+
+  /** True when some rank has written that its deadline has passed. */
+  async #someoneIsLate(): Promise<boolean> {
+    await sleep(this.#beatMs);
+    const states = await this.#readProgress();
+    return states?.some((text) => text.split(' ')[1] === late) === true;
   }
 
   /** What each rank wrote last; undefined when the store does not answer. */
@@ -370,6 +396,7 @@ class GlooTransport implements Transport {
   #tell(failure: GroupFailure): void {
     if (this.#told) return;
     this.#told = true;
+    this.#hear();
     this.#release();
     // Whom the others gave up on has lost them all.
     const givenUp =
