@@ -16,8 +16,14 @@ const OTHER_FILES = 64;
 /** How often a rank that waits says so, in milliseconds; with many ranks the store gets a write each. */
 const BEAT_MS = 100;
 
-/** What a rank says of itself: in no collective, in one, in one whose deadline has passed. */
-const [away, waiting, late] = ['0', '1', '2'];
+/** What a rank says of itself: in no collective, in one, in one that has failed. */
+const [away, waiting, failing] = ['0', '1', '2'];
+
+/** A rank that fails gets this long to say so before others take it for dead, in milliseconds. */
+const NOTICE_MS = 30;
+
+/** Who serves the store stays this long after a failure: the others read there why, in milliseconds. */
+const LINGER_MS = 300;
 
 /** A store that ends within this time before the group does is no news, in milliseconds. */
 const GRACE_MS = 1000;
@@ -86,6 +92,8 @@ export async function connectMesh(options: MeshOptions): Promise<Transport> {
   } catch (error) {
     engine?.abort();
     engine?.close();
+    // A peer that gave up closed its connections, and wrote why.
+    if (error instanceof GlooFailure && !stop.aborted) await sleep(LINGER_MS);
     const own = setupError(error, stop, rank);
     // Who was told needs not tell.
     if (!failed.signal.aborted) {
@@ -101,6 +109,7 @@ export async function connectMesh(options: MeshOptions): Promise<Transport> {
       });
     }
     poison.close();
+    if (rendezvous.serves) await sleep(LINGER_MS);
     throw own;
   } finally {
     store.close();
@@ -164,12 +173,13 @@ class GlooTransport implements Transport {
   #seq = 0;
   /** In a collective. */
   #waiting = false;
-  /** Its deadline has passed. */
-  #late = false;
+  /** It has noticed a failure. */
+  #failing = false;
   #beats = 0;
   #beating: NodeJS.Timeout | undefined;
   /** When this process was last seen running. */
   #awake = 0;
+  #pausedMs = 0;
   #ending = false;
   #hear: () => void = () => {};
   /** Resolves when the first failure is known. */
@@ -276,14 +286,14 @@ class GlooTransport implements Transport {
     this.#seq = seq;
     this.#waiting = true;
     this.#awake = performance.now();
-    const started = this.#awake;
+    this.#pausedMs = 0;
     this.#beating ??= setInterval(() => this.#beat(), this.#beatMs).unref();
     try {
       const gathered = await job;
       this.#waiting = false;
       return decode(gathered, this.size, this.#engine.inlineBytes);
     } catch (error) {
-      await this.#lose(error as Error, seq, timeoutMs, performance.now() - started);
+      await this.#lose(error as Error, seq, timeoutMs);
       return new Promise(() => {});
     }
   }
@@ -292,11 +302,18 @@ class GlooTransport implements Transport {
     return Math.max(BEAT_MS, this.size);
   }
 
+  /** Keeps the longest time in this collective in which the process did nothing at all. */
+  #notePause(): void {
+    const now = performance.now();
+    this.#pausedMs = Math.max(this.#pausedMs, now - this.#awake);
+    this.#awake = now;
+  }
+
   /** Writes where this rank is, and that it is alive: others can tell who is late. */
   #beat(): void {
-    this.#awake = performance.now();
+    this.#notePause();
     const { rendezvous, prefix, rank } = this.#options;
-    const state = `${this.#seq} ${this.#waiting ? (this.#late ? late : waiting) : away} ${++this.#beats}`;
+    const state = `${this.#seq} ${this.#waiting ? (this.#failing ? failing : waiting) : away} ${++this.#beats}`;
     if (!this.#waiting) {
       clearInterval(this.#beating); // away, until it comes back
       this.#beating = undefined;
@@ -305,16 +322,16 @@ class GlooTransport implements Transport {
   }
 
   /** This rank noticed a failure: it proposes its account of it and tells the first one. */
-  async #lose(error: Error, seq: number, timeoutMs: number, spentMs: number): Promise<void> {
+  async #lose(error: Error, seq: number, timeoutMs: number): Promise<void> {
     if (this.#ending) return;
     this.#ending = true;
-    const asleepMs = performance.now() - this.#awake;
+    this.#notePause();
+    const asleepMs = this.#pausedMs;
     const kind = error instanceof GlooFailure ? error.kind : 'internal';
-    if (kind === 'timeout') {
-      this.#late = true;
-      this.#beat();
-    } else if (kind === 'connection' && spentMs > 0.8 * timeoutMs && (await this.#someoneIsLate())) {
-      // Gloo closes the connections of a rank whose deadline has passed: that rank finds out who is missing.
+    this.#failing = true;
+    this.#beat();
+    if (kind === 'connection' && (await this.#peerIsFailing(this.#lostRank(error.message)))) {
+      // Gloo closes the connections of a rank that fails: that rank knows better who is missing.
       await within(2 * ANSWER_MS, this.#heard);
       if (this.#told) return;
     }
@@ -363,20 +380,24 @@ class GlooTransport implements Transport {
     return missing.length === 0 ? undefined : missing;
   }
 
-  /** True when some rank has written that its deadline has passed. */
-  async #someoneIsLate(): Promise<boolean> {
-    await sleep(this.#beatMs);
-    const states = await this.#readProgress();
-    return states?.some((text) => text.split(' ')[1] === late) === true;
+  /** True when the peer that seems lost, or some peer if none is named, has noticed a failure itself. */
+  async #peerIsFailing(lost: readonly number[] | undefined): Promise<boolean> {
+    await sleep(NOTICE_MS);
+    const states = await this.#readProgress(lost);
+    return states?.some((text, rank) => rank !== this.rank && text.split(' ')[1] === failing) === true;
   }
 
   /** What each rank wrote last; undefined when the store does not answer. */
-  async #readProgress(): Promise<string[] | undefined> {
+  async #readProgress(ranks?: readonly number[]): Promise<string[] | undefined> {
     const { commands } = this.#options.rendezvous;
     const read = async (): Promise<string[]> => {
       const all: string[] = [];
       for (let rank = 0; rank < this.size; rank++) {
         const key = `${this.#options.prefix}/progress/${rank}`;
+        if (ranks?.includes(rank) === false) {
+          all.push('');
+          continue;
+        }
         const exists = await commands.check([key]);
         all.push(exists ? Buffer.from((await commands.multiGet([key]))[0]).toString() : '');
       }
@@ -401,7 +422,9 @@ class GlooTransport implements Transport {
     // Whom the others gave up on has lost them all.
     const givenUp =
       failure.code === 'ERR_VARLEN_DIST_TIMEOUT' && failure.missingRanks?.includes(this.rank) === true;
-    this.onFailure(givenUp ? { ...failure, code: 'ERR_VARLEN_DIST_PEER_LOST' } : failure);
+    const own = givenUp ? { ...failure, code: 'ERR_VARLEN_DIST_PEER_LOST' as const } : failure;
+    if (this.#options.rendezvous.serves) setTimeout(() => this.onFailure(own), LINGER_MS);
+    else this.onFailure(own);
   }
 
   #released = false;
