@@ -87,7 +87,7 @@ async function main(): Promise<void> {
         if (kind === 'kill') latencies.push((said?.at as number) - at);
       } else {
         const how = process.child.signalCode ?? process.child.exitCode ?? 'alive';
-        problems.push(
+        report(
           `#${k} ${kind} of ${victim}/${size}: rank ${rank} ${code} (${how}) ${JSON.stringify(said)} ${process.stderr}`,
         );
         process.child.kill('SIGKILL');
@@ -96,8 +96,7 @@ async function main(): Promise<void> {
     if (kind === 'stop') {
       child.kill('SIGCONT');
       const said = await untilSaid(ranks[victim], 'end', k);
-      if (said === undefined || said.resolved)
-        problems.push(`#${k}: the stopped rank ${JSON.stringify(said)}`);
+      if (said === undefined || said.resolved) report(`#${k}: the stopped rank ${JSON.stringify(said)}`);
     }
     if (kind === 'exit') await ranks[victim].ended;
     if (kind.startsWith('kill')) await ranks[victim].ended;

@@ -1,4 +1,5 @@
 /** The key-value store of the rendezvous: the protocol's bytes, the server, the client, hostile peers. */
+import { spawn, spawnSync } from 'node:child_process';
 import { connect, type Socket } from 'node:net';
 import fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
@@ -137,7 +138,7 @@ describe('the bytes of the protocol', () => {
   test.each([
     ['no validation', Uint8Array.of(1)],
     ['another magic number', Uint8Array.of(0, 1, 2, 3, 4)],
-    ['an unknown request', Buffer.concat([encodeRequest({ kind: 'validate' }), Uint8Array.of(13)])],
+    ['an unknown request', Buffer.concat([encodeRequest({ kind: 'validate' }), Uint8Array.of(14)])],
     ['a second validation', Buffer.concat([encodeRequest({ kind: 'validate' }), Uint8Array.of(0)])],
     ['a key of 2^63 bytes', Buffer.from('00cef7853c030000000000000080', 'hex')],
     ['a key of -1 bytes', Buffer.from('00cef7853c03ffffffffffffffff', 'hex')],
@@ -240,6 +241,49 @@ describe('a store', () => {
     });
   });
 });
+
+const hasTorch =
+  spawnSync('python3', ['-c', 'import importlib.util as u; exit(u.find_spec("torch") is None)']).status === 0;
+if (!hasTorch) console.log('PyTorch is not installed: its store is not tried');
+
+test.runIf(hasTorch)(
+  "PyTorch's client and ours meet in our server",
+  async () => {
+    const { port } = await serve();
+    const store = await client(port);
+    const program = [
+      'import sys, datetime, torch.distributed as dist',
+      `s = dist.TCPStore("127.0.0.1", ${port}, None, False, datetime.timedelta(seconds=60))`,
+      's.set("theirs", "from python")',
+      'assert s.get("ours") == b"from node", s.get("ours")',
+      'assert s.add("counter", 5) == 12',
+      'assert s.check(["ours"]) and not s.check(["none"])',
+      'assert s.compare_set("once", "", "first") == b"first"',
+      'assert s.compare_set("once", "", "second") == b"first"',
+      's.append("list", "a"); s.append("list", "b")',
+      'assert s.multi_get(["list", "once"]) == [b"ab", b"first"]',
+      's.multi_set(["m1", "m2"], ["x", "y"])',
+      'assert s.delete_key("m1")',
+      'try:',
+      '    s.wait(["never"], datetime.timedelta(milliseconds=200)); sys.exit(9)',
+      'except Exception: pass',
+      'assert s.get("m2") == b"y"',
+    ].join('\n');
+    const python = spawn('python3', ['-c', program], { stdio: ['ignore', 'ignore', 'pipe'] });
+    let stderr = '';
+    python.stderr.on('data', (chunk: Buffer) => {
+      stderr += chunk.toString();
+    });
+    // Its client puts a slash before every key.
+    expect(await store.add('/counter', 7)).toBe(7);
+    await store.set('/ours', 'from node');
+    const status = await new Promise((resolve) => python.on('close', resolve));
+    expect({ status, stderr: status === 0 ? '' : stderr }).toEqual({ status: 0, stderr: '' });
+    expect(text(await store.get('/theirs', 1000))).toBe('from python');
+    expect(await store.check(['/m1'])).toBe(false);
+  },
+  120_000,
+);
 
 describe('a hostile peer', () => {
   /** A bare connection, and a promise of its end. */
