@@ -73,7 +73,7 @@ class Bench implements Disposable {
     this.#stream = Stream.of(this.#tensors[0].device);
     const [q] = this.#tensors;
     this.#chunks = [1, 2, 3, 4].map((i) => {
-      const keys = Math.floor((tokens * (2 * i - 1)) / 8) + 256;
+      const keys = Math.max(256, Math.floor((tokens * (2 * i - 1)) / 8));
       return { q: q.slice(0, keys - 256, keys), keys };
     });
   }
