@@ -5,7 +5,7 @@ import { afterAll, describe, expect, test } from 'vitest';
 import { type HeadPattern, loadPatternConfig, searchPatterns, synthHead } from '../../src/prefill/index.js';
 import { Tensor } from '../../src/tensor/index.js';
 import { runVarlen } from '../cli/run-varlen.js';
-import { thrownBy } from './thrown-by.js';
+import { rejected } from '../support/thrown.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'varlen-plan-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -67,10 +67,10 @@ describe('searchPatterns', () => {
   test('can be aborted, and names what is wrong', async () => {
     const signal = AbortSignal.abort(new Error('enough'));
     await expect(searchPatterns(capture('grid'), { signal })).rejects.toThrow('enough');
-    expect(await thrownBy(searchPatterns({} as never))).toBe('ERR_VARLEN_TYPE');
-    expect(await thrownBy(searchPatterns(capture('grid'), { objective: 'speed' as never }))).toBe(
-      'ERR_VARLEN_OPTION',
-    );
+    expect(await rejected(searchPatterns({} as never))).toMatchObject({ code: 'ERR_VARLEN_TYPE' });
+    expect(await rejected(searchPatterns(capture('grid'), { objective: 'speed' as never }))).toMatchObject({
+      code: 'ERR_VARLEN_OPTION',
+    });
   });
 });
 
