@@ -50,6 +50,9 @@ function complain(message: string): void {
 /** How long an interrupted command may take to put things in order, unless it says otherwise. */
 const GRACE_MS = 2000;
 
+/** The same Ctrl-C may arrive twice within that time. */
+const ECHO_MS = 1000;
+
 /** Ctrl-C, as a command sees it. */
 interface Interruption {
   readonly signal: AbortSignal;
@@ -112,7 +115,11 @@ function start(): void {
   const interruption: Interruption = { signal, graceMs: GRACE_MS };
   process.once('SIGINT', () => {
     controller.abort();
-    process.once('SIGINT', () => process.exit(EXIT.interrupted)); // asked twice: at once
+    const asked = performance.now();
+    process.on('SIGINT', () => {
+      // A launcher passes on what the terminal has sent to all: that is still the first time.
+      if (performance.now() - asked > ECHO_MS) process.exit(EXIT.interrupted);
+    });
     setTimeout(() => process.exit(EXIT.interrupted), interruption.graceMs).unref();
   });
   void main(process.argv.slice(2), interruption).then((code) => {
