@@ -1,6 +1,7 @@
 /** `varlen plan`: which keys the heads of a layer need, found on captured or synthetic heads. */
 import { mkdirSync, readFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
+import { varlenError } from '../errors.js';
 import {
   type Capture,
   type HeadPattern,
@@ -136,7 +137,7 @@ async function patternsFor(
 ): Promise<HeadPattern[]> {
   const numHeads = capture.q.shape[1];
   if (config !== undefined) {
-    const { layers } = loadPatternConfig(readFileSync(config, 'utf8'), { numHeads });
+    const { layers } = loadPatternConfig(readText(config), { numHeads });
     if (layer >= layers.length)
       throw new UsageError(`--layer must be below ${layers.length}; got '${layer}'`, usage);
     const { heads, defaults } = layers[layer];
@@ -149,6 +150,15 @@ async function patternsFor(
     ...(signal === undefined ? {} : { signal }),
   });
   return heads.map(({ pattern }) => pattern);
+}
+
+function readText(path: string): string {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch (cause) {
+    const why = (cause as Error).message;
+    throw varlenError('ERR_VARLEN_IO', `plan: ${path} cannot be read; got ${why}`, { path }, { cause });
+  }
 }
 
 async function describeHeads(

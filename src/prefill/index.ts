@@ -7,6 +7,7 @@ export {
   type SparsePrefillResult,
   sparsePrefill,
 } from '../ops/sparse-prefill.js';
+export { type HandoverTimes, minCloudTokens, type SegmentBiasOptions, segmentBias } from './companions.js';
 export {
   type LayerConfig,
   loadPatternConfig,

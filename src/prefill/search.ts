@@ -124,7 +124,7 @@ function planFor({ q, k, modality }: OneHead, pattern: HeadPattern): ReturnType<
 }
 
 /** Brings a candidate's cost within 5 % of the budget, in steps of 50 keys per row. */
-async function fit(head: OneHead, pattern: HeadPattern, budget: number): Promise<HeadPattern> {
+async function fitToBudget(head: OneHead, pattern: HeadPattern, budget: number): Promise<HeadPattern> {
   let [best, difference] = [pattern, Infinity];
   let steps = 0;
   let stride = 8;
@@ -210,7 +210,7 @@ export async function searchPatterns(capture: Capture, options?: SearchOptions):
     const tried: { pattern: HeadPattern; score: number; cost: number; recall: number }[] = [];
     for (const candidate of candidates) {
       signal?.throwIfAborted();
-      const pattern = await fit(head, candidate, target);
+      const pattern = await fitToBudget(head, candidate, target);
       const { tileDensity: cost, recall } = await measure(head, pattern);
       const score =
         objective === 'recall' ? 1 - recall!.mean : relativeError(await outputOf(head, pattern), exact);
