@@ -11,7 +11,7 @@ import {
 
 /** A training step of a model of a million parameters on 8192 packed tokens; the peer reads the same sizes. */
 
-export const SIZES = {
+const SIZES = {
   vocabSize: 512,
   hiddenSize: 128,
   intermediateSize: 448,
