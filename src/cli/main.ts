@@ -27,6 +27,10 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
     summary: 'post-train a small model on puzzles or a file, with verifiable rewards',
     load: () => import('./train.js'),
   },
+  plan: {
+    summary: 'search the sparse prefill pattern of each head, and draw it',
+    load: () => import('./plan.js'),
+  },
   simulate: {
     summary: 'compare ways of batching on given lengths, without a GPU',
     load: () => import('./simulate.js'),

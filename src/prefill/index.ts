@@ -47,6 +47,13 @@ export {
   type RecallGuarantee,
   type WorkspaceShape,
 } from './plan.js';
+export {
+  type Capture,
+  type SearchedHead,
+  type SearchOptions,
+  type SearchResult,
+  searchPatterns,
+} from './search.js';
 export { deserializePlan, serializePlan } from './serialize.js';
 export type { PatternSummary } from './summary.js';
 export { type SynthHead, type SynthKind, type SynthOptions, synthHead } from './synthetic.js';

@@ -52,6 +52,10 @@ async function main(): Promise<void> {
   const counts = new Map<string, number>();
   const latencies: number[] = [];
   const problems: string[] = [];
+  const report = (problem: string) => {
+    problems.push(problem);
+    console.log(problem);
+  };
   console.log(`${schedules} schedules, seed ${seed}`);
   for (let k = 0; k < schedules; k++) {
     const kind = kinds[random.below(kinds.length)];
@@ -109,7 +113,6 @@ async function main(): Promise<void> {
   const at = (q: number) => latencies[Math.min(latencies.length - 1, Math.floor(q * latencies.length))];
   console.log([...counts].map(([kind, count]) => `${kind}: ${count}`).join(', '));
   console.log(`killed to told, ms: median ${at(0.5)}, p99 ${at(0.99)}, max ${at(1)} of ${latencies.length}`);
-  for (const problem of problems) console.log(problem);
   console.log(`${schedules - problems.length} passed, ${problems.length} failed`);
   process.exit(problems.length === 0 ? 0 : 1);
 }

@@ -2,6 +2,7 @@
 import { connect, type Socket } from 'node:net';
 import fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
+import { ByteQueue } from '../../src/dist/byte-queue.js';
 import { StoreClient } from '../../src/dist/store-client.js';
 import { startStore } from '../../src/dist/store-host.js';
 import { type StoreLimits, StoreServer } from '../../src/dist/store-server.js';
@@ -324,6 +325,20 @@ describe('a hostile peer', () => {
     await unfinished.ended;
     await expect.poll(() => server.bytes).toBeLessThanOrEqual(1000);
     await works(server.port);
+  });
+
+  test('cannot make a small value hold the large piece it came in', async () => {
+    const server = await serve();
+    const store = await client(server.port);
+    const sent = Promise.all(Array.from({ length: 200 }, (_, i) => store.set(`k${i}`, 'v')));
+    await Promise.all([sent, store.append('k0', new Uint8Array(50_000))]);
+    for (const value of await store.multiGet(['k1', 'k199']))
+      expect(value.buffer.byteLength).toBeLessThan(100);
+    expect(await store.numKeys()).toBe(200);
+    const queue = new ByteQueue();
+    queue.push(Buffer.alloc(60_000, 7));
+    const piece = queue.take(2);
+    expect([piece.length, piece.buffer.byteLength]).toEqual([2, 2]);
   });
 
   test('cannot ask for an answer that is larger than what it sent', async () => {
