@@ -30,11 +30,11 @@ async function main() {
       const options = { lossMask, scale: info.lossScale };
       const { loss } = crossEntropyFromHidden(hidden, model.headWeight, labels, options);
       loss.backward();
-      return loss.data();
+      return { loss: loss.data() };
     });
     optimizer.step();
     optimizer.zeroGrad();
-    losses.push(Number((await read)[0]));
+    losses.push(Number((await read.loss)[0]));
   }
   const {
     samples: count,

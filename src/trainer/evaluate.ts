@@ -10,7 +10,7 @@ import { promptIds, responseText } from './tokenizer/tokenizer.js';
 const MAX_REPEATS = 2000;
 
 /** The first `count` different held-out problems that fit the model; fewer when there are no more. */
-export function heldOutProblems(run: Run, count: number): Problem[] {
+function heldOutProblems(run: Run, count: number): Problem[] {
   const { task, recipe } = run.options;
   const room = recipe.model.maxTokens - recipe.rl.maxNewTokens;
   const problems = new Map<string, Problem>();

@@ -4,7 +4,7 @@ import type { Task } from './tasks/task.js';
 import { promptIds, responseIds, type Tokenizer } from './tokenizer/tokenizer.js';
 
 /** A worked problem as a sample: the loss looks at the response alone. */
-export function workedSample(tokenizer: Tokenizer, id: string, prompt: string, response: string): Sample {
+function workedSample(tokenizer: Tokenizer, id: string, prompt: string, response: string): Sample {
   const before = promptIds(tokenizer, prompt);
   const after = responseIds(tokenizer, response);
   const inputIds = new Int32Array(before.length + after.length);

@@ -67,7 +67,7 @@ function* prompts(run: Run, problems: Map<string, Problem>): Generator<RolloutPr
 }
 
 /** How the recipe's words name a rule of `planAggregation`. */
-export function aggregationOf({ aggregation, alpha, maxNewTokens }: RlRecipe): Aggregation {
+function aggregationOf({ aggregation, alpha, maxNewTokens }: RlRecipe): Aggregation {
   switch (aggregation) {
     case 'delta-l':
       return { mode: 'delta-l', alpha, normConstant: maxNewTokens };

@@ -41,7 +41,7 @@ export class Stopwatch {
 /** Name of the checkpoint in a run's folder. */
 export const CHECKPOINT = 'checkpoint.safetensors';
 /** Name of the records in a run's folder. */
-export const METRICS = 'metrics.jsonl';
+const METRICS = 'metrics.jsonl';
 
 type Phase = RunState['phase'];
 

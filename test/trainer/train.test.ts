@@ -35,7 +35,7 @@ beforeAll(async () => {
   // The loader looks for the package two folders above its own file.
   program = join(root, 'build-cmake', 'test-programs', `train-${process.pid}.cjs`);
   buildSync({
-    entryPoints: [join(root, 'test/trainer/programs/train.ts')],
+    entryPoints: [join(root, 'test/trainer/fixtures/train.ts')],
     outfile: program,
     bundle: true,
     platform: 'node',
