@@ -3,18 +3,18 @@ import { benchCallOverhead } from '../src/cli/bench/call-overhead.js';
 import type { Bench } from '../src/cli/bench/measure.js';
 import { describeLines } from '../src/cli/bench.js';
 import { Device } from '../src/index.js';
+
 import { bench as benchAdamw } from './ops/adamw.bench.js';
 import { bench as benchAdd } from './ops/add.bench.js';
 import { bench as benchCrossEntropy } from './ops/cross-entropy.bench.js';
 import { bench as benchCrossEntropyFromHidden } from './ops/cross-entropy-from-hidden.bench.js';
 import { bench as benchEmbedding } from './ops/embedding.bench.js';
-import { bench as benchGradClip } from './ops/grad-clip.bench.js';
-import { bench as benchGroupAdvantage } from './ops/group-advantage.bench.js';
 import { bench as benchGeneralizedJsd } from './ops/generalized-jsd.bench.js';
 import { bench as benchGradClip } from './ops/grad-clip.bench.js';
+import { bench as benchGroupAdvantage } from './ops/group-advantage.bench.js';
 import { bench as benchLinear } from './ops/linear.bench.js';
-import { bench as benchPolicyLossFromHidden } from './ops/policy-loss-from-hidden.bench.js';
 import { bench as benchPolicyLoss } from './ops/policy-loss.bench.js';
+import { bench as benchPolicyLossFromHidden } from './ops/policy-loss-from-hidden.bench.js';
 import { bench as benchPolicyLossFromLogits } from './ops/policy-loss-from-logits.bench.js';
 import { bench as benchRmsNorm } from './ops/rms-norm.bench.js';
 import { bench as benchRope } from './ops/rope.bench.js';
@@ -30,7 +30,6 @@ import { measureTargets, type Outcome, readTargets, type Target } from './target
 const USAGE = `npm run bench -- [name...] [--json] [--quick]
 npm run bench -- --targets [--only id] [--json] [--quick]
 
-Names: varlen-attention, sparse-prefill, call-overhead. --only takes a target's id or the beginning of several, such as
 Names: an op's, such as linear or varlen-attention, and call-overhead. --only takes a target's id or the beginning of several, such as
 attention.cpu or gemm.cpu.torch. --json prints one object per line. VARLEN_BENCH_PYTHON names the Python
 that has PyTorch.`;
@@ -46,7 +45,6 @@ const BENCHES: Readonly<Record<string, Bench>> = {
   linear: benchLinear,
   'policy-loss-from-hidden': benchPolicyLossFromHidden,
   'group-advantage': benchGroupAdvantage,
-  linear: benchLinear,
   'policy-loss': benchPolicyLoss,
   'policy-loss-from-logits': benchPolicyLossFromLogits,
   'rms-norm': benchRmsNorm,

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { SCRIPTS } from './core/call-overhead.bench.js';
+import { policyLossFixedCost } from './ops/policy-loss.bench.js';
 import { NotMeasured, type Rate, runNative, runPeer } from './programs.js';
 
 /** What the package promises to reach (bench/targets.json), and what it reaches here. */
@@ -20,11 +21,18 @@ interface PeerCase {
   readonly impl: string;
 }
 
+const scripts: Readonly<Record<string, (quick: boolean) => number | Promise<number>>> = {
+  ...SCRIPTS,
+  policyLossFixedCost,
+};
+
 type Measure =
   /** A rate over the FMA peak. */
   | { readonly kind: 'peak'; readonly ours: NativeCase }
   /** Two of our rates, each over the peak beside it. */
   | { readonly kind: 'ratio'; readonly ours: NativeCase; readonly theirs: NativeCase }
+  /** Two of our rates as they are. */
+  | { readonly kind: 'speedup'; readonly ours: NativeCase; readonly theirs: NativeCase }
   /** Our rate over that of another program. */
   | { readonly kind: 'peer'; readonly ours: NativeCase; readonly theirs: PeerCase }
   | { readonly kind: 'script'; readonly script: string };
@@ -96,7 +104,7 @@ async function measure(what: Measure, runs: Runs, quick: boolean): Promise<numbe
   const rounds = Array.from({ length: quick ? 1 : ROUNDS }, (_, round) => round);
   switch (what.kind) {
     case 'script':
-      return SCRIPTS[what.script](quick);
+      return scripts[what.script](quick);
     case 'peak':
       return Math.max(...rounds.map((round) => runs.native(what.ours, round).ratio!));
     case 'ratio': {
@@ -105,6 +113,11 @@ async function measure(what: Measure, runs: Runs, quick: boolean): Promise<numbe
         runs.native(what.theirs, round).ratio!,
       ]);
       return Math.max(...pairs.map(([ours]) => ours)) / Math.max(...pairs.map(([, theirs]) => theirs));
+    }
+    case 'speedup': {
+      const best = (which: NativeCase): number =>
+        Math.max(...rounds.map((round) => runs.native(which, round).gflops));
+      return best(what.ours) / best(what.theirs);
     }
     case 'peer': {
       const pairs = rounds.map((round) => [

@@ -22,8 +22,7 @@ function loss(tokens: number, size: number, vocab: number): TimedOp {
       const plan = {
         seqScale: Float32Array.of(1 / tokens),
         lengthHash: lengthHash([tokens]),
-        activeTokens: tokens,
-        gradScale: 1,
+        entropyScale: 1 / tokens,
       };
       return {
         run() {

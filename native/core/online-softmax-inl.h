@@ -17,12 +17,12 @@ HWY_BEFORE_NAMESPACE();
 namespace varlen {
 namespace HWY_NAMESPACE {
 
-// Turns scores[key][kPanel] of keys [begin, end) into weights 2^(score - max), in place. Keys of
-// [plain_begin, plain_end) are taken as they are; shape(v, key, score) gives the score of the
-// others, -inf where vector v of rows does not keep the key. Updates max and sum of every row, and
-// leaves in `rescale` what earlier sums are to be multiplied by. bf16 and f16 inputs round far more
-// than exponentials of degree 5 do.
-template <int kVectors, int kExpDegree, class Shape>
+// Turns scores[key][kPanel] of keys [begin, end) into weights 2^(score - max), in place, as units
+// of keys: unit u is at scores + u * kPanel. Keys of [plain_begin, plain_end) are taken as they
+// are; shape(v, key, score) gives the score of the others, -inf where vector v of rows does not
+// keep the key. Updates max and sum of every row, and leaves in `rescale` what earlier sums are to
+// be multiplied by. bf16 and f16 inputs round far more than exponentials of degree 5 do.
+template <int kVectors, int kExpDegree, class Units, class Shape>
 HWY_INLINE void SoftmaxPanel(float* scores, int64_t begin, int64_t plain_begin, int64_t plain_end,
                              int64_t end, const Shape& shape, float* row_max, float* row_sum,
                              float* rescale) {
@@ -58,12 +58,32 @@ HWY_INLINE void SoftmaxPanel(float* scores, int64_t begin, int64_t plain_begin, 
     hn::StoreU(max[v], d, row_max + v * kLanes);
     sum[v] = hn::Zero(d);
   }
-  for (int64_t j = begin; j < end; ++j) {
-    for (int v = 0; v < kVectors; ++v) {
-      float* at = scores + j * kPanel + v * kLanes;
-      const Vector weight = Exp2<kExpDegree>(hn::Sub(hn::Load(d, at), shift[v]));
-      hn::Store(weight, d, at);
-      sum[v] = hn::Add(sum[v], weight);
+  const auto weigh = [&](int64_t j, int v) HWY_ATTR {
+    const float* at = scores + j * kPanel + v * kLanes;
+    const Vector weight = Exp2<kExpDegree>(hn::Sub(hn::Load(d, at), shift[v]));
+    sum[v] = hn::Add(sum[v], weight);
+    return weight;
+  };
+  if constexpr (Units::kPerUnit == 2) {
+    // A unit that begins or ends outside the keys has a zero there.
+    for (const int64_t j : {begin - 1, end}) {
+      if ((j & 1) != (j < begin ? 0 : 1)) continue;
+      for (int v = 0; v < kVectors; ++v) {
+        hn::Store(hn::Set(d, kNone), d, scores + j * kPanel + v * kLanes);
+      }
+    }
+    // In place: unit u is written where keys were that have been read.
+    for (int64_t u = begin / 2; u < (end + 1) / 2; ++u) {
+      for (int v = 0; v < kVectors; ++v) {
+        const Vector low = weigh(2 * u, v);
+        hn::Store(Units::Zip(low, weigh(2 * u + 1, v)), d, scores + u * kPanel + v * kLanes);
+      }
+    }
+  } else {
+    for (int64_t j = begin; j < end; ++j) {
+      for (int v = 0; v < kVectors; ++v) {
+        hn::Store(weigh(j, v), d, scores + j * kPanel + v * kLanes);
+      }
     }
   }
   for (int v = 0; v < kVectors; ++v) {

@@ -180,37 +180,30 @@ export function trainPage(title: string, runs: readonly ReportedRun[]): string {
       'The same weights score the same tokens twice: packed in training, one by one in sampling.',
     ),
     section(
-      'Throughput',
-      [
-        ...perRun<SftRecord>(runs.slice(0, 1), 'sft', ({ machine }) => machine.tokensPerSecond).map(
-          (series) => ({
-            ...series,
-            name: 'SFT',
-          }),
-        ),
-        ...perRun<RlRecord>(runs, 'rl', ({ machine }) => machine.tokensPerSecond).map((series) => ({
-          ...series,
-          name: several ? `RL, ${series.name}` : 'RL',
-        })),
-      ],
-      'step of its phase',
+      'Throughput of SFT',
+      perRun<SftRecord>(runs.slice(0, 1), 'sft', ({ machine }) => machine.tokensPerSecond),
+      step,
       'tokens per second',
     ),
     section(
-      'Padding and empty slots',
-      [
-        ...perRun<SftRecord>(runs.slice(0, 1), 'sft', ({ paddingRatio }) => 100 * paddingRatio).map(
-          (series) => ({
-            ...series,
-            name: 'padding in SFT',
-          }),
-        ),
-        ...measures<RlRecord>(runs, 'rl', {
-          'empty generator slots': ({ machine }) => 100 * machine.bubbleRatio,
-          'padding in RL': ({ paddingRatio }) => 100 * paddingRatio,
-        }),
-      ],
-      'step of its phase',
+      'Throughput of RL, generated and trained tokens',
+      perRun<RlRecord>(runs, 'rl', ({ machine }) => machine.tokensPerSecond),
+      update,
+      'tokens per second',
+    ),
+    section(
+      'Waste in RL',
+      measures<RlRecord>(runs, 'rl', {
+        'empty slots of the generator so far': ({ machine }) => 100 * machine.bubbleRatio,
+        'padding of training batches': ({ paddingRatio }) => 100 * paddingRatio,
+      }),
+      update,
+      '%',
+    ),
+    section(
+      'Padding in SFT',
+      perRun<SftRecord>(runs.slice(0, 1), 'sft', ({ paddingRatio }) => 100 * paddingRatio),
+      step,
       '%',
     ),
     section(

@@ -6,7 +6,7 @@ import { linear } from '../ops/linear.js';
 import { Device, type DeviceLike } from '../tensor/device.js';
 import type { DType } from '../tensor/dtype.js';
 import { scope } from '../tensor/lifetime.js';
-import type { Tensor } from '../tensor/tensor.js';
+import { Tensor } from '../tensor/tensor.js';
 import { type Attend, Attention, packedAttend } from './attention.js';
 import { Block, normalize, type Residual } from './block.js';
 import { type CausalLMConfig, type FullConfig, fullConfig } from './config.js';
@@ -183,6 +183,31 @@ export class CausalLM implements Module, Disposable {
       for (const tensor of made) tensor.dispose();
       throw error;
     }
+  }
+
+  /**
+   * A model of parameters that `source` gives: it is asked once for each name, with the shape it must
+   * have. They stay the caller's to dispose, unless the model is.
+   *
+   * @throws as {@link CausalLM.create}; `ERR_VARLEN_SHAPE` for a tensor of another shape
+   */
+  static from(
+    config: CausalLMConfig,
+    source: (name: string, shape: readonly number[]) => Tensor,
+    device: DeviceLike = 'auto',
+  ): CausalLM {
+    const checked: Source = (name, shape) => {
+      const tensor = source(name, shape);
+      if (!(tensor instanceof Tensor)) throw wrongType('CausalLM.from', name, tensor, 'a Tensor');
+      if (tensor.shape.length === shape.length && shape.every((n, i) => n === tensor.shape[i])) return tensor;
+      throw argumentError(
+        'ERR_VARLEN_SHAPE',
+        'CausalLM.from',
+        name,
+        `has the wrong shape; got [${tensor.shape}], expected [${shape}]`,
+      );
+    };
+    return new CausalLM(fullConfig(config), checked, Device.resolve(device));
   }
 
   /**

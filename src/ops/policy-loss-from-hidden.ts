@@ -1,11 +1,22 @@
-import { checkBoolean, describe, readOptions, wrongType } from '../check.js';
-import { argumentError } from '../errors.js';
+import { checkBoolean, readOptions } from '../check.js';
 import { checkTensor, keptArray, recordCall } from '../tensor/arguments.js';
 import { run } from '../tensor/run.js';
-import type { Stream } from '../tensor/stream.js';
+import { isTracked } from '../tensor/tape.js';
 import { Tensor } from '../tensor/tensor.js';
-import { type PolicyLossConfig, readPolicyLossConfig } from './policy-loss-config.js';
-import { type PolicyLossStats, type PolicyLossSums, SUM_NAMES, statsOf } from './policy-loss-stats.js';
+import {
+  BATCH_KEYS,
+  checkBatch,
+  checkGroups,
+  checkOut,
+  disposeAll,
+  lossArguments,
+  lossOutputs,
+  OPTION_NAMES,
+  type PolicyLossOptions,
+  type PolicyLossOutputs,
+  SPELLING,
+} from './policy-loss-call.js';
+import type { PolicyLossConfig } from './policy-loss-config.js';
 import type { ResponseBatch } from './response-batch.js';
 import type { SequenceScales } from './sequence-scales.js';
 
@@ -22,102 +33,42 @@ export interface HiddenBatch extends Omit<ResponseBatch, 'logprobs' | 'entropies
 }
 
 /** Options of {@link policyLossFromHidden}. */
-export interface PolicyLossFromHiddenOptions {
+export interface PolicyLossFromHiddenOptions extends PolicyLossOptions {
   /** Logits are divided by it. Default 1. */
   temperature?: number;
   /** Logits become `softcap * tanh(logit / softcap)` first; 0 is off, the default. */
   softcap?: number;
   /** `false` leaves the gradient of a weight that requires one out (LoRA). Default true. */
   weightGrad?: boolean;
-  /** Return `perTokenLoss`. Default false. */
-  perToken?: boolean;
-  /** Return `sumSquares`, the sum of squared probabilities. Default false. */
+  /** Return the sum of squared probabilities of every row. Default false. */
   sumSquares?: boolean;
-  /** Default: the device's own. */
-  stream?: Stream;
 }
 
 /** Result of {@link policyLossFromHidden}; disposing it disposes its tensors. */
-export interface PolicyLossFromHiddenResult extends Disposable {
-  /** `[]` float32; differentiable, like the next two. */
-  readonly loss: Tensor;
-  /** Of the targets, `[totalTokens]` float32, 0 where masked. */
+export interface PolicyLossFromHiddenResult extends PolicyLossOutputs {
+  /** Of the targets, `[totalTokens]` float32, 0 where masked; differentiable. */
   readonly logprobs: Tensor;
-  /** `[totalTokens]` float32, 0 where masked. */
+  /** `[totalTokens]` float32, 0 where masked; differentiable. */
   readonly entropies: Tensor;
-  /** Derivative of the loss by each log-probability, `[totalTokens]` float32. */
-  readonly dLogprobs: Tensor;
-  /** The loss of each token without its sequence's weight, `[totalTokens]` float32. */
-  readonly perTokenLoss?: Tensor;
-  /** `[totalTokens]` float32. */
+  /** `[totalTokens]` float32, when asked for; 0 where masked. */
   readonly sumSquares?: Tensor;
-  /** The statistics, once they are computed. */
-  readonly stats: { data(): Promise<PolicyLossStats> };
 }
 
 const OP = 'policyLossFromHidden';
-const OPTION_KEYS = ['temperature', 'softcap', 'weightGrad', 'perToken', 'sumSquares', 'stream'] as const;
-const ADVANTAGES_PER = { sequence: 1, token: 2 } as const;
-
-const BATCH_TENSORS = ['oldLogprobs', 'refLogprobs', 'rolloutLogprobs', 'keptLogMass', 'lossMask', 'klMask'];
-
-/** Refuses batches whose pieces are of the wrong kind, or whose rollout cannot be corrected. */
-function checkBatch(batch: HiddenBatch, config: PolicyLossConfig): void {
-  if (typeof batch !== 'object' || batch === null) throw wrongType(OP, 'batch', batch, 'an object');
-  checkTensor(OP, 'hidden', batch.hidden);
-  checkTensor(OP, 'weight', batch.weight);
-  if (batch.bias !== undefined) checkTensor(OP, 'bias', batch.bias);
-  for (const name of BATCH_TENSORS) {
-    const value = (batch as unknown as Record<string, unknown>)[name];
-    if (value !== undefined) checkTensor(OP, name, value);
-  }
-  const { advantagesPer, rolloutSupport = 'full' } = batch;
-  if (advantagesPer !== undefined && !Object.hasOwn(ADVANTAGES_PER, advantagesPer)) {
-    throw argumentError(
-      'ERR_VARLEN_OPTION',
-      OP,
-      'advantagesPer',
-      `is unknown; got ${describe(advantagesPer)}, expected 'sequence' or 'token'`,
-    );
-  }
-  if (rolloutSupport !== 'full' && rolloutSupport !== 'truncated') {
-    throw argumentError(
-      'ERR_VARLEN_OPTION',
-      OP,
-      'rolloutSupport',
-      `is unknown; got ${describe(rolloutSupport)}, expected 'full' or 'truncated'`,
-    );
-  }
-  if (config.rolloutCorrection === undefined || rolloutSupport === 'full') return;
-  if (batch.keptLogMass !== undefined) return;
-  throw argumentError(
-    'ERR_VARLEN_TRUNCATED_SUPPORT',
-    OP,
-    'rolloutLogprobs',
-    "are normalised over what sampling kept; got rolloutSupport 'truncated' without keptLogMass, expected keptLogMass",
-  );
-}
-
-/** The plan's numbers by their native names. */
-function readPlan(plan: SequenceScales, entropyScale: number | undefined) {
-  if (typeof plan !== 'object' || plan === null || !(plan.seqScale instanceof Float32Array)) {
-    throw wrongType(OP, 'plan', plan, 'an aggregation plan');
-  }
-  const { seqScale, lengthHash } = plan;
-  return {
-    seqScale,
-    entropyScale: entropyScale ?? plan.entropyScale,
-    hashLow: Number.parseInt(lengthHash.slice(0, 8), 16),
-    hashHigh: Number.parseInt(lengthHash.slice(8), 16),
-  };
-}
-
-/** The statistics in the order in which the native side writes them. */
-async function readStats(sums: Tensor): Promise<PolicyLossStats> {
-  const values = await sums.data();
-  const named = Object.fromEntries(SUM_NAMES.map((name, i) => [name, Number(values[i])]));
-  return statsOf({ ...(named as unknown as PolicyLossSums), zeroStdGroups: 0 });
-}
+const BATCH: readonly (keyof HiddenBatch)[] = [
+  'hidden',
+  'weight',
+  'bias',
+  'targetIds',
+  ...(BATCH_KEYS as (keyof HiddenBatch)[]),
+];
+const OPTIONS: readonly (keyof PolicyLossFromHiddenOptions)[] = [
+  ...OPTION_NAMES,
+  'temperature',
+  'softcap',
+  'weightGrad',
+  'sumSquares',
+];
 
 /**
  * The policy loss of `log_softmax(cap(hidden weight^T + bias) / temperature)` at the targets, with entropy bonus,
@@ -148,40 +99,43 @@ export function policyLossFromHidden(
   config: PolicyLossConfig,
   options?: PolicyLossFromHiddenOptions,
 ): PolicyLossFromHiddenResult {
-  const loss = readPolicyLossConfig(OP, config);
-  checkBatch(batch, config);
-  const given = readOptions<PolicyLossFromHiddenOptions>(OP, options, OPTION_KEYS);
-  const { temperature = 1, softcap = 0, weightGrad = true, perToken = false, sumSquares = false } = given;
+  checkBatch(OP, batch);
+  const read = readOptions<HiddenBatch>(OP, batch, BATCH);
+  const given = readOptions<PolicyLossFromHiddenOptions>(OP, options, OPTIONS);
+  const { hidden, weight, bias, targetIds, lossMask } = read;
+  checkTensor(OP, 'hidden', hidden);
+  checkTensor(OP, 'weight', weight);
+  if (bias !== undefined) checkTensor(OP, 'bias', bias);
+  const { temperature = 1, softcap = 0, weightGrad = true, sumSquares = false, out } = given;
   checkBoolean(OP, 'weightGrad', weightGrad);
-  const { hidden, weight, bias, targetIds, lossMask } = batch;
-  const values = {
+  const trained = weightGrad ? weight : undefined;
+  checkOut(OP, out, isTracked([hidden, trained, bias]));
+  const values = Object.assign(lossArguments(OP, read, plan, config, given), {
     hidden,
     weight,
     bias,
     targetIds,
     temperature,
     softcap,
-    cuSeqlens: batch.cuSeqlens,
-    oldLogprobs: batch.oldLogprobs,
-    refLogprobs: batch.refLogprobs,
-    rolloutLogprobs: batch.rolloutLogprobs,
-    keptLogMass: batch.keptLogMass,
-    lossMask,
-    klMask: batch.klMask,
-    advantages: batch.advantages,
-    advantagesPer: batch.advantagesPer === undefined ? 0 : ADVANTAGES_PER[batch.advantagesPer],
-    tokenWeights: batch.tokenWeights,
-    ...loss,
-    ...readPlan(plan, batch.entropyScale),
-    perToken,
-    perSequence: false,
     wantSumSquares: sumSquares,
-  };
-  const made = run(OP, values, hidden.device, given.stream);
-  const [lossTensor, dLogprobs, sums, logprobs, entropies, lse] = made as Tensor[];
-  const dEntropies = made[6];
+    logprobs: undefined,
+    entropies: undefined,
+    lse: undefined,
+    dEntropies: undefined,
+    sumSquares: undefined,
+  });
+  checkGroups(OP, given.groups, plan.seqScale.length);
+  const made = run(OP, values, hidden.device, given.stream, SPELLING);
+  const loss = made[0] ?? out!.loss!;
+  const dLogprobs = made[1] ?? out!.dLogprobs!;
+  const sums = made[2]!;
+  const logprobs = made[3]!;
+  const entropies = made[4]!;
+  const lse = made[5]!;
+  const [, , , , , , dEntropies, squares] = made;
+  const perTokenLoss = made[8] ?? out?.perTokenLoss;
+  const [, , , , , , , , , sequenceLosses, sequenceTokens] = made;
   const ids = keptArray(targetIds);
-  const trained = weightGrad ? weight : undefined;
   const wanted = {
     wantHidden: hidden.requiresGrad,
     wantWeight: trained?.requiresGrad ?? false,
@@ -198,7 +152,7 @@ export function policyLossFromHidden(
     lse,
     entropies,
   ];
-  const outputs = [lossTensor, logprobs, entropies];
+  const outputs = [loss, logprobs, entropies];
   recordCall(OP, [hidden, trained, bias], outputs, kept, (gradients, saved) => {
     const [dLoss, dLogprobsOut, dEntropiesOut] = gradients;
     const [h, w, b, y, mask, byLogprob, byEntropy, lseSaved, entropiesSaved] = saved;
@@ -226,20 +180,14 @@ export function policyLossFromHidden(
   });
   lse.dispose();
   dEntropies?.dispose();
-  const squares = made[7];
-  const perTokenLoss = made[8];
   return {
-    loss: lossTensor,
+    ...lossOutputs({ loss, dLogprobs, sums, perTokenLoss, sequenceLosses, sequenceTokens }, given),
     logprobs,
     entropies,
-    dLogprobs,
-    ...(perTokenLoss === undefined ? {} : { perTokenLoss }),
     ...(squares === undefined ? {} : { sumSquares: squares }),
-    stats: { data: () => readStats(sums) },
     [Symbol.dispose]() {
-      for (const tensor of [lossTensor, logprobs, entropies, dLogprobs, sums, squares, perTokenLoss]) {
-        tensor?.dispose();
-      }
+      disposeAll([loss, dLogprobs, sums, perTokenLoss, sequenceLosses, sequenceTokens]);
+      disposeAll([logprobs, entropies, squares]);
     },
   };
 }

@@ -7,7 +7,14 @@ export {
   type SparsePrefillResult,
   sparsePrefill,
 } from '../ops/sparse-prefill.js';
-export type { LayerConfig } from './config.js';
+export {
+  type LayerConfig,
+  loadPatternConfig,
+  type PatternConfig,
+  type PatternConfigOptions,
+  writeMinferenceConfig,
+  writePatternConfig,
+} from './config.js';
 export type { ModalityLayout, ModalityRun } from './modality.js';
 export type {
   AShapePattern,
@@ -30,14 +37,23 @@ export type {
 export {
   type HeadStats,
   type PlanIndices,
-  type PlanOptions,
   type PrefillConfig,
   PrefillPlan,
   type PrefillPlanData,
+  type PrefillPlanOptions,
   type PrefillStats,
   planPrefill,
   prefillWorkspaceBytes,
   type RecallGuarantee,
   type WorkspaceShape,
 } from './plan.js';
+export {
+  type Capture,
+  type SearchedHead,
+  type SearchOptions,
+  type SearchResult,
+  searchPatterns,
+} from './search.js';
+export { deserializePlan, serializePlan } from './serialize.js';
 export type { PatternSummary } from './summary.js';
+export { type SynthHead, type SynthKind, type SynthOptions, synthHead } from './synthetic.js';

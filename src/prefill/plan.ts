@@ -33,7 +33,7 @@ export interface RecallGuarantee {
 }
 
 /** Options of {@link planPrefill}. */
-export interface PlanOptions {
+export interface PrefillPlanOptions {
   /** Prefix sums of the lengths, `[numSeqs + 1]`, for q and k alike. */
   readonly cuSeqlens?: Int32Array;
   readonly maxSeqlen?: number;
@@ -433,7 +433,7 @@ interface LayoutInput {
   readonly cuSeqlensK: Int32Array;
   readonly causal: boolean;
   readonly slashTile: number;
-  readonly given: PlanOptions;
+  readonly given: PrefillPlanOptions;
 }
 
 /** Patterns in words, every head with room for what it may find out. */
@@ -622,7 +622,7 @@ function readOffsets(op: string, argument: string, offsets: unknown, total: numb
 
 function readLengths(
   op: string,
-  given: PlanOptions,
+  given: PrefillPlanOptions,
   totalQ: number,
   totalK: number,
 ): [Int32Array, Int32Array] {
@@ -681,7 +681,7 @@ interface Guarantee {
   readonly onMiss: number;
 }
 
-function readGuarantee(op: string, given: PlanOptions): Guarantee {
+function readGuarantee(op: string, given: PrefillPlanOptions): Guarantee {
   const { guarantee, certificateRows = 0 } = given;
   checkInteger(op, 'certificateRows', certificateRows, 0, 4096);
   if (guarantee === undefined) return { recallRows: certificateRows, minRecall: 0, onMiss: ON_MISS.warn };
@@ -729,7 +729,12 @@ function readGuarantee(op: string, given: PlanOptions): Guarantee {
  * console.log((await plan.stats()).heads[0].recall);
  * ```
  */
-export function planPrefill(config: PrefillConfig, q: Tensor, k: Tensor, options: PlanOptions): PrefillPlan {
+export function planPrefill(
+  config: PrefillConfig,
+  q: Tensor,
+  k: Tensor,
+  options: PrefillPlanOptions,
+): PrefillPlan {
   for (const [name, tensor] of [
     ['q', q],
     ['k', k],
@@ -743,7 +748,7 @@ export function planPrefill(config: PrefillConfig, q: Tensor, k: Tensor, options
       `has the wrong rank; got shape [${tensor.shape}], expected [totalTokens, numHeads, headDim]`,
     );
   }
-  const given = readOptions<PlanOptions>(OP, options, OPTION_NAMES);
+  const given = readOptions<PrefillPlanOptions>(OP, options, OPTION_NAMES);
   const [totalQ, numHeads, headDim] = q.shape;
   const [totalK, numKvHeads] = k.shape;
   if (numKvHeads === 0 || numHeads % numKvHeads !== 0) {

@@ -20,7 +20,13 @@ export {
   type GroupEstimator,
   groupAdvantages,
 } from './advantages/estimate.js';
-export type { AdvantageEstimator, AdvantageInput, AdvantageOptions } from './advantages/options.js';
+export type {
+  AdvantageEstimator,
+  AdvantageInput,
+  AdvantageOptions,
+  BaselineOptions,
+  ScoringOptions,
+} from './advantages/options.js';
 export { tokenReturns } from './advantages/token-returns.js';
 export * from './curation/index.js';
 export { type PromptedBatch, type ResponsesOfPrompted, responseBatchFromPrompted } from './from-prompted.js';

@@ -1,5 +1,27 @@
-export { customSurrogate, type CustomSurrogateConfig, type CustomSurrogateLoss, type Surrogate } from './custom-surrogate.js';
-export { gradCheck, type GradCheckOptions } from './grad-check.js';
-export { policyLossEquation, policyLossEquationGradient, type EquationLoss, type EquationScales } from './policy-loss-equation.js';
-export { policyLossFromLogitsReference, policyLossReference, type CustomSurrogate, type PolicyLossFromLogitsReference, type PolicyLossInputs, type PolicyLossReference } from './policy-loss.js';
-export { type AttentionInputs, type AttentionReference, type AttentionReferenceOptions, varlenAttentionReference } from './varlen-attention.js';
+export {
+  type CustomSurrogateConfig,
+  type CustomSurrogateLoss,
+  customSurrogate,
+  type Surrogate,
+} from './custom-surrogate.js';
+export { type GradCheckOptions, gradCheck } from './grad-check.js';
+export {
+  type CustomSurrogate,
+  type PolicyLossFromLogitsReference,
+  type PolicyLossInputs,
+  type PolicyLossReference,
+  policyLossFromLogitsReference,
+  policyLossReference,
+} from './policy-loss.js';
+export {
+  type EquationLoss,
+  type EquationScales,
+  policyLossEquation,
+  policyLossEquationGradient,
+} from './policy-loss-equation.js';
+export {
+  type AttentionInputs,
+  type AttentionReference,
+  type AttentionReferenceOptions,
+  varlenAttentionReference,
+} from './varlen-attention.js';

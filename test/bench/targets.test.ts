@@ -33,6 +33,7 @@ describe('bench/targets.json', () => {
     const programs: Record<string, string> = {
       'varlen-attention': source('native/ops/varlen-attention/bench.cc'),
       gemm: source('native/core/gemm_bench.cc'),
+      'policy-loss': source('native/ops/policy-loss/bench.cc'),
       'policy-loss-from-hidden': source('native/ops/policy-loss-from-hidden/bench.cc'),
     };
     for (const { id, measure } of targets) {

@@ -85,8 +85,7 @@ test('generalizedJsd weighs tokens by their ratio up to isClip, and sequences by
     plan: {
       seqScale: Float32Array.of(0.25, 0.5),
       lengthHash: lengthHash([2, 1]),
-      activeTokens: 3,
-      gradScale: 1,
+      entropyScale: 1 / 3,
     },
   });
   expect(read(planned.loss)[0]).toBeCloseTo(sum([0.25, 0.25, 0.5]), 6);
@@ -102,7 +101,8 @@ test('generalizedJsd of masked tokens alone is 0, says so, and reads none of the
     requiresGrad: true,
   });
   const lossMask = Tensor.from(Uint8Array.of(0, 0), { device });
-  const result = generalizedJsd({ studentLogits, teacher: { logits: studentLogits.detach() }, lossMask });
+  const logits = studentLogits.detach();
+  const result = generalizedJsd({ studentLogits, teacher: { logits }, lossMask });
   result.loss.backward();
   expect(read(result.loss)).toEqual([0]);
   expect(read(studentLogits.grad)).toEqual([0, 0, 0, 0, 0, 0]);
@@ -110,6 +110,7 @@ test('generalizedJsd of masked tokens alone is 0, says so, and reads none of the
   result[Symbol.dispose]();
   studentLogits.grad?.dispose();
   studentLogits.dispose();
+  logits.dispose();
   lossMask.dispose();
 });
 
@@ -156,7 +157,7 @@ describe('generalizedJsd refuses', () => {
     refused({ logprobs }, 'ERR_VARLEN_MISSING_INPUT', 'oldLogprobs');
     refused({ oldLogprobs: logprobs }, 'ERR_VARLEN_MISSING_INPUT', 'logprobs');
     refused({ cuSeqlens: Int32Array.of(0, 2) }, 'ERR_VARLEN_MISSING_INPUT', 'plan');
-    const plan = { seqScale: Float32Array.of(1), lengthHash: lengthHash([2]), activeTokens: 2, gradScale: 1 };
+    const plan = { seqScale: Float32Array.of(1), lengthHash: lengthHash([2]), entropyScale: 1 / 2 };
     refused({ plan }, 'ERR_VARLEN_MISSING_INPUT', 'cuSeqlens');
     refused({ plan, cuSeqlens: Int32Array.of(0, 1, 2) }, 'ERR_VARLEN_PLAN_MISMATCH', 'plan');
     refused({ plan, cuSeqlens: Int32Array.of(0, 1) }, 'ERR_VARLEN_CU_SEQLENS', 'cuSeqlens');

@@ -31,8 +31,7 @@ function planOf(lengths: number[], seqScale: number[], activeTokens = 3): Sequen
   return {
     seqScale: Float32Array.from(seqScale),
     lengthHash: lengthHash(lengths),
-    activeTokens,
-    gradScale: 1,
+    entropyScale: 1 / activeTokens,
   };
 }
 
@@ -70,7 +69,7 @@ test('policyLossFromHidden gives the numbers of example E2', async () => {
     batch,
     E2_PLAN,
     { ...PPO, entropy: { coef: 0.01 } },
-    { temperature: 0.8, perToken: true, sumSquares: true },
+    { temperature: 0.8, perTokenLoss: true, sumSquares: true },
   );
   out.loss.backward();
   expectClose(read(out.logprobs), [-0.89134303, -0.93219783, -1.09817452]);
@@ -218,13 +217,7 @@ describe('policyLossFromHidden refuses', () => {
     refused({ advantagesPer: 'row' }, PPO, {}, 'ERR_VARLEN_OPTION', 'advantagesPer');
     refused({ rolloutSupport: 'half' }, PPO, {}, 'ERR_VARLEN_OPTION', 'rolloutSupport');
     const corrected: PolicyLossConfig = { ...PPO, rolloutCorrection: { mode: 'token-truncate' } };
-    refused(
-      { rolloutSupport: 'truncated' },
-      corrected,
-      {},
-      'ERR_VARLEN_TRUNCATED_SUPPORT',
-      'rolloutLogprobs',
-    );
+    refused({ rolloutSupport: 'truncated' }, corrected, {}, 'ERR_VARLEN_TRUNCATED_SUPPORT', 'keptLogMass');
     refused({ rolloutLogprobs: undefined }, corrected, {}, 'ERR_VARLEN_MISSING_INPUT', 'rolloutLogprobs');
   });
 

@@ -1,8 +1,8 @@
 import {
   type HeadPattern,
-  type PlanOptions,
   type PrefillConfig,
   type PrefillPlan,
+  type PrefillPlanOptions,
   planPrefill,
 } from '../../src/prefill/index.js';
 import { Tensor } from '../../src/tensor/index.js';
@@ -38,7 +38,7 @@ export interface SmallPlan {
   readonly queries: number;
   readonly keys?: number;
   readonly config?: Omit<PrefillConfig, 'heads'>;
-  readonly options?: Omit<PlanOptions, 'cuSeqlens'>;
+  readonly options?: Omit<PrefillPlanOptions, 'cuSeqlens'>;
 }
 
 /** A plan of one head over random q and k. */

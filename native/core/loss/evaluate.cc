@@ -227,10 +227,22 @@ struct Logprobs {
 
 enum class Report { kNo, kYes };
 
+// What most calls do without: rollout correction, advantages per token, entropies, losses per
+// token, spreading NaN. Left out at compile time, or their branches cost the hot loop its
+// registers.
+enum class Extras { kNone, kAny };
+inline Extras ExtrasOf(const Call& call) {
+  const bool any = call.config.rollout() != Correction::kNone || call.in.advantages_per_token ||
+                   call.in.entropies != nullptr || call.out.per_token_loss != nullptr ||
+                   call.propagate;
+  return any ? Extras::kAny : Extras::kNone;
+}
+
 // Reads tokens t .. t + n - 1 of sequence s. Problems are noted once, by the pass that says so.
-template <bool kFull, Report kReport>
+template <bool kFull, Report kReport, Extras kExtras>
 HWY_INLINE Tokens Read(const Config& config, const Inputs& in, const Logprobs& logprobs, int32_t s,
                        int64_t t, int64_t n, Partial& partial) {
+  constexpr bool kAny = kExtras == Extras::kAny;
   const Vector zero = M::Set(0);
   Tokens tokens;
   tokens.active = LoadMask<kFull>(in.loss_mask, t, n);
@@ -238,11 +250,12 @@ HWY_INLINE Tokens Read(const Config& config, const Inputs& in, const Logprobs& l
   Vector probe = hn::Sub(tokens.logprob, tokens.logprob);  // 0 where finite, else NaN
   Vector largest = tokens.logprob;
 
-  const bool bypass = config.rollout() == Correction::kBypass;
+  const bool bypass = kAny && config.rollout() == Correction::kBypass;
   Vector rollout = zero;
   tokens.missing = hn::Lt(zero, zero);
   tokens.rollout_y = zero;
-  if (config.rollout() != Correction::kNone && (config.weighs_rollout() || config.reads_old())) {
+  if (kAny && config.rollout() != Correction::kNone &&
+      (config.weighs_rollout() || config.reads_old())) {
     rollout = LoadTokens<kFull>(in.rollout_logprobs, t, n);
     largest = hn::Max(largest, hn::IfThenElse(hn::IsNaN(rollout), largest, rollout));
     if (in.kept_log_mass != nullptr) {
@@ -264,7 +277,7 @@ HWY_INLINE Tokens Read(const Config& config, const Inputs& in, const Logprobs& l
     probe = hn::Add(probe, hn::Sub(tokens.ref, tokens.ref));
     largest = hn::Max(largest, tokens.ref);
   }
-  if (in.advantages_per_token) {
+  if (kAny && in.advantages_per_token) {
     tokens.advantage = LoadTokens<kFull>(in.advantages, t, n);
   } else {
     tokens.advantage = M::Set(in.advantages[s]);
@@ -276,7 +289,7 @@ HWY_INLINE Tokens Read(const Config& config, const Inputs& in, const Logprobs& l
     probe = hn::Add(probe, hn::Sub(tokens.weight, tokens.weight));
   }
   tokens.entropy = zero;
-  if (in.entropies != nullptr) {
+  if (kAny && in.entropies != nullptr) {
     tokens.entropy = LoadTokens<kFull>(in.entropies, t, n);
     probe = hn::Add(probe, hn::Sub(tokens.entropy, tokens.entropy));
   }
@@ -294,7 +307,7 @@ HWY_INLINE Tokens Read(const Config& config, const Inputs& in, const Logprobs& l
       const TokenMask wrong = hn::AndNot(hn::Ge(tokens.weight, zero), tokens.active);
       if (HWY_UNLIKELY(!hn::AllFalse(Floats(), wrong))) Note(partial.bad_weight, wrong, t);
     }
-    if (HWY_UNLIKELY(!hn::AllFalse(Floats(), tokens.missing))) {
+    if (kAny && HWY_UNLIKELY(!hn::AllFalse(Floats(), tokens.missing))) {
       Note(partial.missing, tokens.missing, t);
     }
   }
@@ -309,7 +322,7 @@ HWY_INLINE Tokens Read(const Config& config, const Inputs& in, const Logprobs& l
   const Vector bound = M::Set(static_cast<float>(config.log_clamp));
   tokens.x = hn::Min(hn::Max(raw, hn::Neg(bound)), bound);
   tokens.moves = hn::Le(hn::Abs(raw), bound);
-  if (config.weighs_rollout()) {
+  if (kAny && config.weighs_rollout()) {
     const Vector clamp = M::Set(static_cast<float>(kRolloutClamp));
     const Vector y = hn::Min(hn::Max(hn::Sub(tokens.old, rollout), hn::Neg(clamp)), clamp);
     tokens.rollout_y = hn::IfThenElseZero(hn::AndNot(tokens.missing, tokens.ok), y);
@@ -388,8 +401,8 @@ void SumBlock(const Call& call, int64_t index, const Logprobs& logprobs,
   float clip[4];
   for (int i = 0; i < 4; ++i) clip[i] = static_cast<float>(config.clip[i]);
   ForEachVector(block, [&](int g, int64_t t, int64_t n, auto full) HWY_ATTR {
-    const Tokens tokens =
-        Read<full.value, Report::kNo>(config, in, logprobs, block.sequence, t, n, partial);
+    const Tokens tokens = Read<full.value, Report::kNo, Extras::kAny>(
+        config, in, logprobs, block.sequence, t, n, partial);
     active += static_cast<int64_t>(hn::CountTrue(Floats(), tokens.active));
     poisoned = poisoned || !hn::AllFalse(Floats(), hn::AndNot(tokens.ok, tokens.active));
     x.Add(g, config.clip_rule() == Clip::kGmpo ? GmpoLog<M>(clip, tokens.x, tokens.advantage)
@@ -427,14 +440,18 @@ HWY_INLINE KlTerm<M> KlOfKind(Kl kind, const KlNumbers& numbers, Vector raw, Vec
 }
 
 // Second pass: losses, gradients, statistics.
-template <Clip kRule>
+template <Clip kRule, Extras kExtras>
 void LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
   const Block block = call.blocks[index];
   const Config config = call.config;
   const Inputs in = call.in;
   const Outputs out = call.out;
   const SequenceState state = call.sequences[block.sequence];
-  const bool propagate = call.propagate;
+  constexpr bool kAny = kExtras == Extras::kAny;
+  const bool propagate = kAny && call.propagate;
+  const bool weighs = kAny && config.weighs_rollout();
+  const bool has_entropies = kAny && in.entropies != nullptr;
+  const bool advantages_per_token = kAny && in.advantages_per_token;
   Partial& partial = call.partials[index];
   const Floats d;
   const Vector zero = M::Set(0);
@@ -474,12 +491,12 @@ void LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
   ForEachVector(block, [&](int g, int64_t t, int64_t n, auto full) HWY_ATTR {
     constexpr bool kFull = full.value;
     const Tokens tokens =
-        Read<kFull, Report::kYes>(config, in, logprobs, block.sequence, t, n, partial);
+        Read<kFull, Report::kYes, kExtras>(config, in, logprobs, block.sequence, t, n, partial);
     const ExpTerms exp = M::ExpAll(tokens.x);
 
     Vector factor = tokens.weight;
     RolloutWeight rollout{M::Set(1), hn::Lt(zero, zero)};
-    if (config.weighs_rollout()) {
+    if (weighs) {
       rollout = WeightOf(config, state, tokens);
       rollout.weight = hn::Mul(rollout.weight, inverse_mean);
       if (!in_phi) factor = hn::Mul(factor, rollout.weight);
@@ -532,7 +549,7 @@ void LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
       loss = hn::IfThenElse(bad, nan, loss);
     }
     StoreTokens<kFull>(gradient, out.d_logprobs, t, n);
-    if (out.per_token_loss != nullptr) StoreTokens<kFull>(shown, out.per_token_loss, t, n);
+    if (kAny && out.per_token_loss != nullptr) StoreTokens<kFull>(shown, out.per_token_loss, t, n);
 
     pg.Add(g, loss);
     if (kl_kind != Kl::kNone) kl.Add(g, penalty);
@@ -550,18 +567,18 @@ void LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
     if constexpr (kRule == Clip::kDual) {
       dual += static_cast<int64_t>(hn::CountTrue(d, hn::And(ok, surrogate.dual)));
     }
-    if (in.advantages_per_token) {
+    if (advantages_per_token) {
       const Vector a = hn::IfThenElseZero(ok, tokens.advantage);
       advantage_sum.Add(g, a);
       advantage_squares.Add(g, hn::Mul(a, a));
       advantages.Add(ok, a);
     }
-    if (config.weighs_rollout()) {
+    if (weighs) {
       weight_sum.Add(g, hn::IfThenElseZero(ok, rollout.weight));
       weights.Add(ok, rollout.weight);
       out_of_bounds += static_cast<int64_t>(hn::CountTrue(d, hn::And(ok, rollout.out_of_bounds)));
     }
-    if (in.entropies != nullptr) {
+    if (has_entropies) {
       const Vector entropy = hn::IfThenElseZero(ok, tokens.entropy);
       entropy_sum.Add(g, entropy);
       const TokenMask earns =
@@ -589,7 +606,7 @@ void LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
   sums[kRatioSquareSum] = ratio_squares.Total();
   sums[kRatioMin] = ratios.Min();
   sums[kRatioMax] = ratios.Max();
-  if (in.advantages_per_token) {
+  if (advantages_per_token) {
     sums[kAdvSum] = advantage_sum.Total();
     sums[kAdvSquareSum] = advantage_squares.Total();
     sums[kAdvMin] = advantages.Min();
@@ -601,12 +618,12 @@ void LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
     sums[kAdvMin] = count == 0 ? kInf : a;
     sums[kAdvMax] = count == 0 ? -kInf : a;
   }
-  sums[kRolloutWeightSum] = config.weighs_rollout() ? weight_sum.Total() : count;
-  sums[kRolloutWeightMax] = config.weighs_rollout() ? weights.Max() : count == 0 ? -kInf : 1;
+  sums[kRolloutWeightSum] = weighs ? weight_sum.Total() : count;
+  sums[kRolloutWeightMax] = weighs ? weights.Max() : count == 0 ? -kInf : 1;
   sums[kOutOfBounds] = static_cast<double>(out_of_bounds);
   sums[kDropped] = static_cast<double>(active - ok_tokens);
-  sums[kEntropySum] = in.entropies != nullptr ? entropy_sum.Total() : 0;
-  sums[kEntropyBonus] = in.entropies != nullptr ? entropy_bonus.Total() : 0;
+  sums[kEntropySum] = has_entropies ? entropy_sum.Total() : 0;
+  sums[kEntropyBonus] = has_entropies ? entropy_bonus.Total() : 0;
 }
 
 // Third pass: every token's share of its sequence's derivative.
@@ -622,7 +639,7 @@ void SpreadBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
   ForEachVector(block, [&](int, int64_t t, int64_t n, auto full) HWY_ATTR {
     constexpr bool kFull = full.value;
     const Tokens tokens =
-        Read<kFull, Report::kNo>(config, in, logprobs, block.sequence, t, n, unused);
+        Read<kFull, Report::kNo, Extras::kAny>(config, in, logprobs, block.sequence, t, n, unused);
     TokenMask follows = hn::And(tokens.ok, tokens.moves);
     if (config.clip_rule() == Clip::kGmpo) {
       const Vector y = GmpoLog<M>(clip, tokens.x, tokens.advantage);
@@ -670,30 +687,40 @@ void SpreadBlockOf(const Call& call, int64_t index) {
   SpreadBlock(call, index, BlockLogprobs(call.in, call.blocks[index]));
 }
 
+template <Clip kRule>
+void LossBlockWith(const Call& call, int64_t index, const Logprobs& logprobs) {
+  if (ExtrasOf(call) == Extras::kNone) {
+    LossBlock<kRule, Extras::kNone>(call, index, logprobs);
+  } else {
+    LossBlock<kRule, Extras::kAny>(call, index, logprobs);
+  }
+}
+
 void LossBlockOf(const Call& call, int64_t index) {
   const BlockLogprobs logprobs(call.in, call.blocks[index]);
-  if (call.config.level() == Level::kNone) return LossBlock<Clip::kVespo>(call, index, logprobs);
+  if (call.config.level() == Level::kNone)
+    return LossBlockWith<Clip::kVespo>(call, index, logprobs);
   switch (call.config.clip_rule()) {
     case Clip::kNone:
-      return LossBlock<Clip::kNone>(call, index, logprobs);
+      return LossBlockWith<Clip::kNone>(call, index, logprobs);
     case Clip::kPpo:
-      return LossBlock<Clip::kPpo>(call, index, logprobs);
+      return LossBlockWith<Clip::kPpo>(call, index, logprobs);
     case Clip::kDual:
-      return LossBlock<Clip::kDual>(call, index, logprobs);
+      return LossBlockWith<Clip::kDual>(call, index, logprobs);
     case Clip::kCispo:
-      return LossBlock<Clip::kCispo>(call, index, logprobs);
+      return LossBlockWith<Clip::kCispo>(call, index, logprobs);
     case Clip::kSapo:
-      return LossBlock<Clip::kSapo>(call, index, logprobs);
+      return LossBlockWith<Clip::kSapo>(call, index, logprobs);
     case Clip::kGmpo:
-      return LossBlock<Clip::kGmpo>(call, index, logprobs);
+      return LossBlockWith<Clip::kGmpo>(call, index, logprobs);
     case Clip::kDppoTv:
-      return LossBlock<Clip::kDppoTv>(call, index, logprobs);
+      return LossBlockWith<Clip::kDppoTv>(call, index, logprobs);
     case Clip::kDppoKl:
-      return LossBlock<Clip::kDppoKl>(call, index, logprobs);
+      return LossBlockWith<Clip::kDppoKl>(call, index, logprobs);
     case Clip::kVespo:
-      return LossBlock<Clip::kVespo>(call, index, logprobs);
+      return LossBlockWith<Clip::kVespo>(call, index, logprobs);
     case Clip::kDro:
-      return LossBlock<Clip::kDro>(call, index, logprobs);
+      return LossBlockWith<Clip::kDro>(call, index, logprobs);
   }
 }
 

@@ -138,9 +138,13 @@ TEST_CASE("Gradients of a row add up to zero, and masked rows are zero and never
   const Tensor clean_gradient = testing::Outputs(BackwardOf(p, clean))[0];
   std::vector<int32_t> targets(p.target_ids.data(), p.target_ids.data() + 21);
   for (int64_t t = 0; t < 21; ++t) {
-    double sum = 0;
-    for (int64_t v = 0; v < 77; ++v) sum += testing::Get(clean_gradient, t * 77 + v);
-    CHECK(std::abs(sum) <= 1e-6);
+    double sum = 0, sizes = 0;
+    for (int64_t v = 0; v < 77; ++v) {
+      sum += testing::Get(clean_gradient, t * 77 + v);
+      sizes += std::abs(testing::Get(clean_gradient, t * 77 + v));
+    }
+    // The probabilities' relative error in float32: exp of a log-probability rounded near -10.
+    CHECK(std::abs(sum) <= 2e-6 * sizes);
     if (t % 5 != 4) continue;
     targets[t] = -12345;
     for (int64_t v = 0; v < 77; ++v) {
@@ -205,7 +209,7 @@ TEST_CASE("A target outside the vocabulary is named, on active rows alone") {
     p.target_ids = testing::Host(targets);
     CHECK(p.Validate().ok());  // which rows count is known in the stream
     (void)testing::Outputs(p, &status);
-    CHECK(status.code == Code::kIndex);
+    REQUIRE(status.code == Code::kIndex);
     CHECK(status.details[0].second == 6);
   }
   p.batch.loss_mask = {};

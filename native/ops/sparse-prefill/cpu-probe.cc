@@ -24,10 +24,10 @@ class ProbeScores {
         dim_(probe.params.q.shape[2]),
         stride_(RoundUp(dim_, kLanes)),
         kv_head_(probe.head / (probe.params.q.shape[1] / probe.params.k.shape[1])),
-        memory_(QueryPanels::BytesFor(probe.count, dim_) +
+        memory_(QueryPanels<FloatUnits>::BytesFor(probe.count, dim_) +
                 Workspace::BytesFor<float>(kKeyBlock * stride_) +
                 2 * Workspace::BytesFor<float>(kKeyBlock * kPanel)) {
-    queries_.Pack<T>(memory_, probe.count, dim_, scores_.query_scale(), [&](int64_t r) {
+    queries_.template Pack<T>(memory_, probe.count, dim_, scores_.query_scale(), [&](int64_t r) {
       return ElementAt<T>(probe.params.q, probe.query_row + probe.rows[r], probe.head);
     });
     keys_ = memory_.Take<float>(kKeyBlock * stride_);
@@ -86,7 +86,7 @@ class ProbeScores {
   Scores scores_;
   int64_t dim_, stride_, kv_head_;
   Workspace memory_;
-  QueryPanels queries_;
+  QueryPanels<FloatUnits> queries_;
   float *keys_, *block_, *copy_;
 };
 
@@ -103,7 +103,8 @@ struct RowSums {
   void Take(int64_t p, int64_t keys, float* scores) {
     HWY_ALIGN float rescale[kPanel];
     const auto same = [](int, int64_t, Vector score) HWY_ATTR { return score; };
-    SoftmaxPanel<2, 6>(scores, 0, 0, keys, keys, same, max + p * kPanel, sum + p * kPanel, rescale);
+    SoftmaxPanel<2, 6, FloatUnits>(scores, 0, 0, keys, keys, same, max + p * kPanel,
+                                   sum + p * kPanel, rescale);
   }
   float Log2(int64_t r) const { return max[r] + std::log2(sum[r]); }
 };

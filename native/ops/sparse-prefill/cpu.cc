@@ -73,7 +73,7 @@ struct Work {
   Tile tile;
 };
 
-template <class T>
+template <class T, class Units>
 void RunTile(const Forward& params, const Problem& problem, const Tile& tile, bool keep_partial) {
   const int64_t query_row = params.lengths.cu_seqlens_q.data()[problem.sequence];
   const int64_t key_row = params.lengths.cu_seqlens_k.data()[problem.sequence];
@@ -83,7 +83,7 @@ void RunTile(const Forward& params, const Problem& problem, const Tile& tile, bo
   Workspace memory(ColumnSet::BytesFor(columns) +
                    Workspace::BytesFor<float>(RoundUp(params.v.shape[2], kLanes)));
   ColumnSet set(memory, columns);
-  TileBlock<T> block(params, problem.head, query_row, key_row, rows, tile.count);
+  TileBlock<T, Units> block(params, problem.head, query_row, key_row, rows, tile.count);
   problem.tiles.ForColumns(tile, /*lines=*/false, set,
                            [&](int64_t j, RowBits kept) HWY_ATTR { block.Take(j, kept); });
   block.Flush();
@@ -120,7 +120,7 @@ void ClearRows(const Forward& params, int64_t begin, int64_t end) {
   }
 }
 
-template <class T>
+template <class T, class Units>
 Status RunBatch(const Forward& params, std::vector<Problem>& problems) {
   const int64_t stride = RoundUp(params.v.shape[2], kLanes);
   int64_t floats = 0;
@@ -151,17 +151,17 @@ Status RunBatch(const Forward& params, std::vector<Problem>& problems) {
   Status status = ParallelFor(static_cast<int64_t>(slashes.size()), [&](int64_t i, int) {
     if (Cancelled()) return;
     const Work& work = slashes[static_cast<size_t>(i)];
-    RunTile<T>(params, problems[static_cast<size_t>(work.problem)], work.tile, true);
+    RunTile<T, Units>(params, problems[static_cast<size_t>(work.problem)], work.tile, true);
   });
   if (!status.ok()) return status;
   return ParallelFor(static_cast<int64_t>(others.size()), [&](int64_t i, int) {
     if (Cancelled()) return;
     const Work& work = others[static_cast<size_t>(i)];
-    RunTile<T>(params, problems[static_cast<size_t>(work.problem)], work.tile, false);
+    RunTile<T, Units>(params, problems[static_cast<size_t>(work.problem)], work.tile, false);
   });
 }
 
-template <class T>
+template <class T, class Units>
 Status Attend(const Forward& params) {
   PlanView plan;
   Status status = PlanView::Open(params.plan, &plan);
@@ -180,7 +180,7 @@ Status Attend(const Forward& params) {
     }
     batch.push_back(std::move(problem));
     if (bytes < kPartialBytes && i + 1 < num_seqs * num_heads) continue;
-    status = RunBatch<T>(params, batch);
+    status = RunBatch<T, Units>(params, batch);
     if (!status.ok()) return status;
     batch.clear();
     bytes = 0;
@@ -189,8 +189,13 @@ Status Attend(const Forward& params) {
 }
 
 Status RunForward(const Forward& params) {
+#if HWY_TARGET == HWY_AVX3
+  if (params.q.dtype == DType::kBF16 && ActiveIsa() == Isa::kAvx512Bf16) {
+    return Attend<bfloat16, Bfloat16Units>(params);
+  }
+#endif
   return DispatchDType<float, bfloat16, half>(
-      params.q.dtype, "q", [&]<class Scalar>() { return Attend<Scalar>(params); });
+      params.q.dtype, "q", [&]<class Scalar>() { return Attend<Scalar, FloatUnits>(params); });
 }
 
 template <class T>

@@ -12,7 +12,7 @@
 namespace varlen::sparse_prefill {
 namespace {
 
-constexpr Isa kAllIsas[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kNeon};
+constexpr Isa kAllIsas[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kNeon};
 
 // Every pattern once, with widths that fall inside and across tiles of 64 rows.
 struct Named {

@@ -50,17 +50,20 @@ struct Scores {
   float query_scale() const { return capped() ? scale / softcap : scale * kLog2E; }
 };
 
-// Queries of up to 64 rows as panels [panel][d][row of panel], scaled.
+// Queries of up to 64 rows as panels [panel][unit of d][row of panel]. Float32 takes the scale in
+// with it; bfloat16 would round the product, and leaves it to the scores.
+template <class Units>
 class QueryPanels {
  public:
   static int64_t BytesFor(int64_t rows, int64_t dim) {
-    return Workspace::BytesFor<float>(NumPanels(rows) * kPanel * RoundUp(dim, kLanes)) +
-           Workspace::BytesFor<float>(kPanel * RoundUp(dim, kLanes));
+    const int64_t stride = RoundUp(UnitsFor<Units>(dim), kLanes);
+    return Workspace::BytesFor<float>(NumPanels(rows) * kPanel * stride) +
+           Workspace::BytesFor<float>(kPanel * stride);
   }
   // row(r) is where query row r starts.
   template <class T, class Row>
   void Pack(Workspace& memory, int64_t rows, int64_t dim, float scale, const Row& row) {
-    stride_ = RoundUp(dim, kLanes);
+    stride_ = RoundUp(UnitsFor<Units>(dim), kLanes);
     panels_ = memory.Take<float>(NumPanels(rows) * kPanel * stride_);
     float* staged = memory.Take<float>(kPanel * stride_);
     std::fill_n(staged, kPanel * stride_, 0.0f);
@@ -68,9 +71,14 @@ class QueryPanels {
       const int64_t height = std::min(kPanel, rows - p * kPanel);
       for (int64_t r = 0; r < height; ++r) {
         const T* from = row(p * kPanel + r);
-        WidenRow(from, dim, scale, staged + r * stride_, stride_);
+        if constexpr (Units::kPerUnit == 1) {
+          WidenRow(from, dim, scale, staged + r * stride_, stride_);
+        } else {
+          PackRow<Units>(from, dim, staged + r * stride_, stride_);
+        }
       }
-      TransposeToPanel(staged, stride_, RoundUp(dim, 4), height, panels_ + p * kPanel * stride_);
+      TransposeToPanel(staged, stride_, RoundUp(UnitsFor<Units>(dim), 4), height,
+                       panels_ + p * kPanel * stride_);
     }
   }
   const float* Panel(int64_t p) const { return panels_ + p * kPanel * stride_; }
@@ -80,10 +88,12 @@ class QueryPanels {
   float* panels_ = nullptr;
 };
 
-template <class T>
+// `Units`: what one step of the products multiplies (gemm-inl.h).
+template <class T, class Units>
 class TileBlock {
  public:
   static constexpr int kExpDegree = std::is_same_v<T, float> ? 6 : 5;
+  static constexpr int64_t kKeyUnits = kKeyBlock / Units::kPerUnit;
 
   // `key_row` and `query_row` are rows of the packed tensors where the sequence starts; `rows` are
   // the tile's, relative to it.
@@ -96,23 +106,25 @@ class TileBlock {
         rows_(count),
         dim_(params.q.shape[2]),
         value_dim_(params.v.shape[2]),
-        stride_(RoundUp(dim_, kLanes)),
+        depth_(UnitsFor<Units>(dim_)),
+        stride_(RoundUp(depth_, kLanes)),
         out_stride_(RoundUp(value_dim_, kLanes)),
-        memory_(QueryPanels::BytesFor(count, dim_) +
+        memory_(QueryPanels<Units>::BytesFor(count, dim_) +
                 2 * Workspace::BytesFor<float>(NumPanels(count) * kPanel) +
                 Workspace::BytesFor<float>(NumPanels(count) * kPanel * out_stride_) +
                 Workspace::BytesFor<float>(kKeyBlock * stride_) +
-                Workspace::BytesFor<float>(kKeyBlock * RoundUp(value_dim_, kPanel)) +
+                Workspace::BytesFor<float>(kKeyUnits * RoundUp(value_dim_, kPanel)) +
                 Workspace::BytesFor<float>(kKeyBlock * kPanel) +
                 Workspace::BytesFor<float>(kPanel)) {
-    queries_.Pack<T>(memory_, count, dim_, scores_.query_scale(),
-                     [&](int64_t r) { return ElementAt<T>(params.q, query_row + rows[r], head); });
+    queries_.template Pack<T>(memory_, count, dim_, scores_.query_scale(), [&](int64_t r) {
+      return ElementAt<T>(params.q, query_row + rows[r], head);
+    });
     const int64_t padded = NumPanels(count) * kPanel;
     max_ = memory_.Take<float>(padded);
     sum_ = memory_.Take<float>(padded);
     out_ = memory_.Take<float>(padded * out_stride_);
     keys_ = memory_.Take<float>(kKeyBlock * stride_);
-    values_ = memory_.Take<float>(kKeyBlock * RoundUp(value_dim_, kPanel));
+    values_ = memory_.Take<float>(kKeyUnits * RoundUp(value_dim_, kPanel));
     weights_ = memory_.Take<float>(kKeyBlock * kPanel);
     rescale_ = memory_.Take<float>(kPanel);
     std::fill_n(max_, padded, -kInfinity);
@@ -150,15 +162,18 @@ class TileBlock {
  private:
   void Gather() {
     for (int64_t c = 0; c < filled_; ++c) {
-      const int64_t row = key_row_ + column_[c];
       if (c + kPrefetchRows < filled_) {
         const int64_t ahead = key_row_ + column_[c + kPrefetchRows];
         PrefetchRow(ElementAt<T>(params_.k, ahead, kv_head_), dim_);
         PrefetchRow(ElementAt<T>(params_.v, ahead, kv_head_), value_dim_);
       }
-      WidenRow(ElementAt<T>(params_.k, row, kv_head_), dim_, 1.0f, keys_ + c * stride_, stride_);
-      WidenRowToPanels(ElementAt<T>(params_.v, row, kv_head_), value_dim_, values_, kKeyBlock, c);
+      PackRow<Units>(ElementAt<T>(params_.k, key_row_ + column_[c], kv_head_), dim_,
+                     keys_ + c * stride_, stride_);
     }
+    const auto value = [&](int64_t c) {
+      return ElementAt<T>(params_.v, key_row_ + column_[c], kv_head_);
+    };
+    PackRowsToPanels<Units>(filled_, value, value_dim_, values_, kKeyUnits);
   }
 
   template <int kVectors>
@@ -170,9 +185,15 @@ class TileBlock {
     while (begin < end && rows_of(begin) == 0) ++begin;
     while (begin < end && rows_of(end - 1) == 0) --end;
     if (begin == end) return;
-    MultiplyPanel<Order::kRows>(end - begin, dim_, keys_ + begin * stride_, stride_,
-                                queries_.Panel(p), kVectors * kLanes,
-                                StoreTile{weights_ + begin * kPanel, kPanel});
+    const auto score = [&](auto finish) HWY_ATTR {
+      MultiplyPanel<Order::kRows, Units>(end - begin, depth_, keys_ + begin * stride_, stride_,
+                                         queries_.Panel(p), kVectors * kLanes, finish);
+    };
+    if constexpr (Units::kPerUnit == 1) {
+      score(StoreTile{weights_ + begin * kPanel, kPanel});
+    } else {
+      score(ScaleTile{weights_ + begin * kPanel, kPanel, scores_.query_scale()});
+    }
     // Keys that all rows keep need no mask; most blocks have no others.
     int64_t plain_begin = begin, plain_end = end;
     if (scores_.capped() || bias_ != nullptr) {
@@ -193,12 +214,13 @@ class TileBlock {
       return hn::IfThenElse(hn::LoadMaskBits(d, bits), dot, hn::Set(d, -kInfinity));
     };
     const int64_t first = p * kPanel;
-    SoftmaxPanel<kVectors, kExpDegree>(weights_, begin, plain_begin, plain_end, end, shape,
-                                       max_ + first, sum_ + first, rescale_);
+    SoftmaxPanel<kVectors, kExpDegree, Units>(weights_, begin, plain_begin, plain_end, end, shape,
+                                              max_ + first, sum_ + first, rescale_);
+    const int64_t skipped = begin / Units::kPerUnit, depth = UnitsFor<Units>(end) - skipped;
     for (int64_t c = 0; c < value_dim_; c += kPanel) {
-      MultiplyPanel<Order::kColumns>(
-          height, end - begin, weights_ + begin * kPanel, kPanel,
-          values_ + c * kKeyBlock + begin * kPanel, std::min(kPanel, value_dim_ - c),
+      MultiplyPanel<Order::kColumns, Units>(
+          height, depth, weights_ + skipped * kPanel, kPanel,
+          values_ + c * kKeyUnits + skipped * kPanel, std::min(kPanel, value_dim_ - c),
           RescaleTile{out_ + first * out_stride_ + c, out_stride_, rescale_});
     }
   }
@@ -206,13 +228,15 @@ class TileBlock {
   const Forward& params_;
   Scores scores_;
   int64_t kv_head_, key_row_;
-  int64_t rows_, dim_, value_dim_, stride_, out_stride_;
+  int64_t rows_, dim_, value_dim_;
+  int64_t depth_, stride_;  // of keys, in units of dim
+  int64_t out_stride_;
   Workspace memory_;
-  QueryPanels queries_;
+  QueryPanels<Units> queries_;
   float *max_, *sum_, *out_;
   float* keys_;     // [kKeyBlock][stride]
-  float* values_;   // [panels of value dim][kKeyBlock][kPanel]
-  float* weights_;  // [kKeyBlock][kPanel]
+  float* values_;   // [panels of value dim][kKeyUnits][kPanel]
+  float* weights_;  // scores [kKeyBlock][kPanel], then weights [kKeyUnits][kPanel]
   float* rescale_;  // [kPanel]
   const float* bias_;
   int64_t filled_ = 0;

@@ -9,6 +9,7 @@
 
 #include <cmath>
 
+#include "core/online-softmax-inl.h"
 #include "core/parallel.h"
 #include "ops/varlen-attention/rows-inl.h"
 
@@ -70,7 +71,8 @@ class ForwardBlock {
   // computed in.
   void Gather(KeyRange range) {
     const KeyRange hull = info_.Hull(0, rows_, range);
-    for (int64_t begin = hull.begin - hull.begin % Units::kPerUnit; begin < hull.end && !Cancelled();) {
+    for (int64_t begin = hull.begin - hull.begin % Units::kPerUnit;
+         begin < hull.end && !Cancelled();) {
       const int64_t end = std::min(hull.end, (begin / kKeyBlock + 1) * kKeyBlock);
       const KeyRange block{begin, end};
       begin = end;
@@ -146,78 +148,14 @@ class ForwardBlock {
     const Floats d;
     const PanelRows<kVectors> rows(problem_, info_, first);
     const KeyRange plain = PlainKeys(problem_, info_, first, first + kVectors * kLanes, keys);
-    float* weights = weights_ - block_begin * kPanel;  // row j is key j of the sequence
-
-    Vector max[kVectors], sum[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      max[v] = hn::LoadU(d, gathered_.max + first + v * kLanes);
-    }
-    const auto shape = [&](int64_t begin, int64_t end) HWY_ATTR {
-      for (int64_t j = begin; j < end; ++j) {
-        for (int v = 0; v < kVectors; ++v) {
-          float* at = weights + j * kPanel + v * kLanes;
-          Vector tanh;
-          const Vector score = rows.Score(v, j, hn::Load(d, at), &tanh);
-          const Vector kept = hn::IfThenElse(rows.Keep(v, j), score, hn::Set(d, -kInfinity));
-          hn::Store(kept, d, at);
-          max[v] = hn::Max(kept, max[v]);
-        }
-      }
+    const auto shape = [&](int v, int64_t j, Vector dot) HWY_ATTR {
+      Vector tanh;
+      const Vector score = rows.Score(v, block_begin + j, dot, &tanh);
+      return hn::IfThenElse(rows.Keep(v, block_begin + j), score, hn::Set(d, -kInfinity));
     };
-    shape(keys.begin, plain.begin);
-    for (int64_t j = plain.begin; j < plain.end; ++j) {
-      for (int v = 0; v < kVectors; ++v) {
-        max[v] = hn::Max(hn::Load(d, weights + j * kPanel + v * kLanes), max[v]);
-      }
-    }
-    shape(plain.end, keys.end);
-
-    Vector shift[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      // A row that keeps nothing so far subtracts 0: 2^(-inf - 0) = 0, and no inf - inf appears.
-      const auto empty = hn::Eq(max[v], hn::Set(d, -kInfinity));
-      shift[v] = hn::IfThenZeroElse(empty, max[v]);
-      const int64_t at = first + v * kLanes;
-      const Vector factor = Exp2<kExpDegree>(hn::Sub(hn::LoadU(d, gathered_.max + at), shift[v]));
-      hn::StoreU(factor, d, rescale_ + v * kLanes);
-      hn::StoreU(max[v], d, gathered_.max + at);
-      sum[v] = hn::Zero(d);
-    }
-    const auto weigh = [&](int64_t j, int v) HWY_ATTR {
-      const float* at = weights + j * kPanel + v * kLanes;
-      const Vector weight = Exp2<kExpDegree>(hn::Sub(hn::Load(d, at), shift[v]));
-      sum[v] = hn::Add(sum[v], weight);
-      return weight;
-    };
-    if constexpr (kPaired) {
-      // A unit that begins or ends outside `keys` has a zero there.
-      for (const int64_t j : {keys.begin - 1, keys.end}) {
-        if ((j & 1) != (j < keys.begin ? 0 : 1)) continue;
-        for (int v = 0; v < kVectors; ++v) {
-          hn::Store(hn::Set(d, -kInfinity), d, weights + j * kPanel + v * kLanes);
-        }
-      }
-      // In place: unit u is written where keys were that have been read.
-      const int64_t units_end = (keys.end - block_begin + 1) / 2;
-      for (int64_t u = (keys.begin - block_begin) / 2; u < units_end; ++u) {
-        for (int v = 0; v < kVectors; ++v) {
-          const Vector low = weigh(block_begin + 2 * u, v);
-          hn::Store(Units::Zip(low, weigh(block_begin + 2 * u + 1, v)), d,
-                    weights_ + u * kPanel + v * kLanes);
-        }
-      }
-    } else {
-      for (int64_t j = keys.begin; j < keys.end; ++j) {
-        for (int v = 0; v < kVectors; ++v) {
-          hn::Store(weigh(j, v), d, weights + j * kPanel + v * kLanes);
-        }
-      }
-    }
-    for (int v = 0; v < kVectors; ++v) {
-      float* at = gathered_.sum + first + v * kLanes;
-      const Vector factor = hn::LoadU(d, rescale_ + v * kLanes);
-      hn::StoreU(hn::MulAdd(hn::LoadU(d, at), factor, sum[v]), d, at);
-    }
+    SoftmaxPanel<kVectors, kExpDegree, Units>(
+        weights_, keys.begin - block_begin, plain.begin - block_begin, plain.end - block_begin,
+        keys.end - block_begin, shape, gathered_.max + first, gathered_.sum + first, rescale_);
   }
 
   // out = out * rescale + weights^T values, for tiles of rows over the keys that they keep.

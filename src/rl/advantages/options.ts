@@ -5,7 +5,7 @@ import { checkArray, checkFloats, checkNumber, checkWord, rangeError } from '../
 import { countActive } from '../plan/lengths.js';
 
 /** What every estimator takes. */
-interface CommonOptions {
+export interface ScoringOptions {
   /**
    * An answer whose reward is NaN was not scored: its advantage is 0, and it counts in no group. Default
    * `'mask'`: its tokens leave the loss and every denominator too; `'keep'`: they stay.
@@ -14,7 +14,7 @@ interface CommonOptions {
 }
 
 /** What estimators with a baseline per group take besides. */
-interface GroupOptions extends CommonOptions {
+export interface BaselineOptions extends ScoringOptions {
   /** Advantage of the only scored answer of a group. Default `'zero'`; `'raw'` is its reward. */
   readonly singleton?: 'zero' | 'raw' | 'error';
   /** Answers of a group without spread leave the loss, its KL term and every denominator. Default false. */
@@ -45,20 +45,22 @@ interface GroupOptions extends CommonOptions {
  * Defaults: `eps` 1e-6, `gamma` 1, `lambda` 1, `whiten` true, `weights` all 1.
  */
 export type AdvantageOptions =
-  | (GroupOptions & {
+  | (BaselineOptions & {
       readonly estimator: 'grpo' | 'grpo-batchstd' | 'maxrl' | 'passk';
       readonly eps?: number;
     })
-  | (GroupOptions & { readonly estimator: 'grpo-nostd' | 'rloo' | 'opo' | 'reinforce-pp-baseline' | 'otb' })
-  | (GroupOptions & {
+  | (BaselineOptions & {
+      readonly estimator: 'grpo-nostd' | 'rloo' | 'opo' | 'reinforce-pp-baseline' | 'otb';
+    })
+  | (BaselineOptions & {
       readonly estimator: 'gdpo';
       readonly eps?: number;
       /** `[numRewards]`, `w_k`. */
       readonly weights?: readonly number[];
     })
-  | (CommonOptions & { readonly estimator: 'reinforce' | 'remax' })
-  | (CommonOptions & { readonly estimator: 'reinforce-pp'; readonly gamma?: number })
-  | (CommonOptions & {
+  | (ScoringOptions & { readonly estimator: 'reinforce' | 'remax' })
+  | (ScoringOptions & { readonly estimator: 'reinforce-pp'; readonly gamma?: number })
+  | (ScoringOptions & {
       readonly estimator: 'gae';
       readonly gamma?: number;
       readonly lambda?: number;
