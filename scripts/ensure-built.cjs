@@ -16,6 +16,11 @@ const TEST_TOOLS = {
     fedora: 'doctest-devel',
     found: () => hasHeader('doctest/doctest.h'),
   },
+  'gloo/allreduce.h': {
+    debian: 'libgloo-dev',
+    fedora: 'gloo-devel',
+    found: () => hasHeader('gloo/allreduce.h'),
+  },
   'spin (model checker)': {
     debian: 'spin',
     fedora: 'spin',

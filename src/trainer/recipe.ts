@@ -29,16 +29,21 @@ export interface SftRecipe {
 }
 
 /** How the tokens of an update are weighed against each other; see `planAggregation`. */
-export const AGGREGATIONS = [
+export type AggregationName =
+  | 'delta-l'
+  | 'token-mean'
+  | 'seq-mean-token-sum'
+  | 'seq-mean-token-mean'
+  | 'seq-mean-token-sum-norm'
+  | 'group-mean-token-mean';
+export const AGGREGATIONS: readonly AggregationName[] = [
   'delta-l',
   'token-mean',
   'seq-mean-token-sum',
   'seq-mean-token-mean',
   'seq-mean-token-sum-norm',
   'group-mean-token-mean',
-] as const;
-/** One of {@link AGGREGATIONS}. */
-export type AggregationName = (typeof AGGREGATIONS)[number];
+];
 
 /** Reinforcement learning with verifiable rewards. */
 export interface RlRecipe {

@@ -81,8 +81,8 @@ describe('varlen train', () => {
     timeout: 180_000,
   }, async () => {
     const out = join(folder, 'interrupted');
-    const long = [...SMALL, '--sft-steps', '400', '--rl-steps', '0'];
-    const stopped = await runVarlen(['train', ...long, '--out', out], {}, 4000);
+    const long = [...SMALL, '--sft-steps', '1500', '--rl-steps', '0'];
+    const stopped = await runVarlen(['train', ...long, '--out', out], {}, 3000);
     expect(stopped.code).toBe(130);
     // The moment may fall into start-up; only a run that had begun has something to save.
     if (existsSync(join(out, 'metrics.jsonl'))) {
@@ -93,7 +93,7 @@ describe('varlen train', () => {
     expect(resumed.code).toBe(0);
     const records = jsonLines(readFileSync(join(out, 'metrics.jsonl'), 'utf8'));
     expect(records.filter(({ phase }) => phase === 'sft').map(({ step }) => step)).toEqual(
-      Array.from({ length: 400 }, (_, i) => i + 1),
+      Array.from({ length: 1500 }, (_, i) => i + 1),
     );
   });
 

@@ -14,7 +14,14 @@ beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), 'varlen-shared-'));
   program = join(folder, 'worker.cjs');
   const entry = join(import.meta.dirname, '../support/shared-worker.ts');
-  await build({ entryPoints: [entry], bundle: true, platform: 'node', format: 'cjs', outfile: program });
+  await build({
+    entryPoints: [entry],
+    bundle: true,
+    platform: 'node',
+    target: 'node20',
+    format: 'cjs',
+    outfile: program,
+  });
 });
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 

@@ -16,7 +16,7 @@ export interface JsonlProblem extends Problem {
   readonly answer?: string;
 }
 
-/** Options of {@link readJsonl} and {@link jsonlTask}. */
+/** Options of {@link jsonlTask}. */
 export interface JsonlOptions {
   /** Leave bad lines out, and count them. Default false: the first one is an error. */
   skipBadLines?: boolean;
@@ -119,7 +119,7 @@ const LEAST_TO_HOLD_OUT = 16;
  * RL rewards an output whose final answer (the text after the last `<answer>`, or else the whole output)
  * equals the line's `answer`.
  *
- * @throws as {@link readJsonl}
+ * @throws `ERR_VARLEN_DATA` with file and line, `ERR_VARLEN_IO`, `ERR_VARLEN_TYPE`
  */
 export async function jsonlTask(
   path: string,
