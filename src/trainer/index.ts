@@ -24,7 +24,7 @@ export type { Estimate, LengthStatistics } from './statistics.js';
 export type { Summary } from './summary.js';
 export { type CountdownOptions, type CountdownProblem, countdown } from './tasks/countdown.js';
 export { type JsonlOptions, type JsonlProblem, jsonlTask } from './tasks/jsonl.js';
-export type { Assignment, Statement } from './tasks/knights-and-knaves/statement.js';
+export type { Assignment, Connective, Statement } from './tasks/knights-and-knaves/statement.js';
 export {
   type KnightsAndKnavesOptions,
   knightsAndKnaves,
