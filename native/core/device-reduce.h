@@ -75,4 +75,13 @@ SIMT_FN double FoldRows(Fold fold, const double* column, int64_t count, int64_t 
   return result;
 }
 
+// The same for a few that lie side by side: one per warp, in shared memory.
+template <int kCount>
+SIMT_FN double FoldFew(Fold fold, const double* values) {
+  double result = FoldIdentity(fold);
+  SIMT_UNROLL
+  for (int i = 0; i < kCount; ++i) result = FoldTwo(fold, result, simt::Load(values + i));
+  return result;
+}
+
 }  // namespace varlen
