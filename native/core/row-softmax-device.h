@@ -179,8 +179,8 @@ struct DeviceRowStatistics {
       Add(z, count, sums);
     }
 
-    // The row's maximum, then sums relative to it.
-    simt::SyncThreads();  // the previous row's sums have been read
+    // The row's maximum, then sums relative to it. Each lies apart and is written after a barrier
+    // that its readers of the previous row passed or reach later: two barriers per row are enough.
     const int warp = simt::WarpIndex();
     const bool first_lane = simt::LaneIndex() == 0;
     const double warp_max = FoldLanes(Fold::kMax, sums.max);

@@ -2,15 +2,15 @@
 #include <cstring>
 #include <limits>
 
-#include "core/loss/length_hash.h"
+#include "core/loss/device.h"
 #include "core/op_test.h"
 #include "core/row-softmax-device.h"
 #include "doctest/doctest.h"
 #include "ops/policy-loss-from-logits/launch.h"
 #include "ops/policy-loss-from-logits/policy-loss-from-logits.h"
 
-// The row kernels, run by the host emulator, against the float64 reference. The loss between
-// forward and backward is tested in policy-loss; here its gradients are given.
+// The row kernels, run by the host emulator, against the float64 reference: first with given
+// gradients of the loss, at the end with the loss between them.
 namespace varlen::policy_loss_from_logits {
 namespace {
 
@@ -280,6 +280,148 @@ TEST_CASE("CUDA logits rows: the row reference here is the op's") {
   REQUIRE(RunReference(p).ok());
   for (int64_t i = 0; i < 45; ++i) {
     CHECK(std::abs(testing::Get(p.d_logits, i) - mine.d_logits[i]) <= 1e-12);
+  }
+}
+
+// Logits to loss to gradient with every kernel of the op, at each ratio level.
+template <class T>
+void CheckChain(loss::Level level, uint32_t seed) {
+  const std::vector<int32_t> cu_values{0, 9, 10, 10, 22};
+  const int64_t rows = 22, n = 45, seqs = 4;
+  Forward p;
+  p.logits = testing::Random(DTypeOf<T>::value, {rows, n}, seed, 1.5);
+  p.batch.old_logprobs = testing::Random(DType::kF32, {rows}, seed + 1, 0.5);
+  p.batch.ref_logprobs = testing::Random(DType::kF32, {rows}, seed + 2, 0.5);
+  p.batch.loss_mask = Tensor::Empty(DType::kU8, {rows});
+  std::vector<int32_t> target_values;
+  for (int64_t t = 0; t < rows; ++t) {
+    target_values.push_back(static_cast<int32_t>((t * 31 + seed) % n));
+    for (const Tensor& tensor : {p.batch.old_logprobs, p.batch.ref_logprobs}) {
+      tensor.data<float>()[t] -= 5.5f;
+    }
+    p.batch.loss_mask.data<uint8_t>()[t] = t % 5 != 4;
+  }
+  const std::vector<float> advantage_values{0.7f, -0.4f, 1.0f, 0.5f};
+  const std::vector<float> scale_values{0.1f, 0.2f, 0.3f, 0.4f};
+  p.target_ids = testing::Host(target_values);
+  p.batch.cu_seqlens = testing::Host(cu_values);
+  p.batch.advantages = testing::Host(advantage_values);
+  p.batch.advantages_per = 1;
+  p.batch.seq_scale = testing::Host(scale_values);
+  p.config.ratio_level = static_cast<int64_t>(level);
+  p.config.clip_kind =
+      static_cast<int64_t>(level == loss::Level::kNone ? loss::Clip::kNone : loss::Clip::kPpo);
+  p.config.clip[0] = 0.9;
+  p.config.clip[1] = 4;
+  p.config.kl_kind = static_cast<int64_t>(loss::Kl::kK3);
+  p.config.kl_coef = 0.1;
+  p.config.entropy_coef = 0.3;
+  p.config.entropy_scale = 0.05;
+  p.temperature = kTemperature;
+  p.want_squares = true;
+  enum { kLoss, kDLogprobs, kSums, kLogprobs, kLse, kEntropies, kDEntropies, kSquares };
+  const std::vector<Tensor> want = testing::ReferenceOutputs(p);
+  Backward back;
+  back.d_loss = testing::FromValues(DType::kF32, {1}, {kDLoss});
+  back.d_loss.rank = 0;
+  back.logits = p.logits;
+  back.target_ids = p.target_ids;
+  back.d_logprobs = want[kDLogprobs];
+  back.lse = want[kLse];
+  back.entropies = want[kEntropies];
+  back.d_entropies = want[kDEntropies];
+  back.temperature = p.temperature;
+  const Tensor want_gradient = testing::ReferenceOutputs(back)[0];
+
+  const simt::GlobalArray<T> logits(p.logits.template data<T>(), rows * n);
+  const simt::GlobalArray<uint8_t> mask(p.batch.loss_mask.template data<uint8_t>(), rows);
+  const simt::GlobalArray<int32_t> targets(target_values), cu(cu_values);
+  const simt::GlobalArray<float> old(p.batch.old_logprobs.template data<float>(), rows),
+      ref(p.batch.ref_logprobs.template data<float>(), rows), advantages(advantage_values),
+      scale(scale_values);
+  const simt::GlobalArray<double> lse(rows), sums(loss::kNumSums);
+  const simt::GlobalArray<float> logprobs(rows), entropies(rows), squares(rows), total(1),
+      d_logprobs(rows), d_entropies(rows), inverse_mean(1);
+  const int64_t slots = loss::NumSlots(rows, seqs);
+  const simt::GlobalArray<double> first(slots * loss::kFirstDoubles),
+      first_sums(seqs * loss::kFirstDoubles), partials(slots * loss::kRowDoubles),
+      row_sums(seqs * loss::kRowDoubles);
+  const simt::GlobalArray<loss::SequenceState> sequences(seqs);
+  const simt::GlobalArray<loss::DeviceReport> report(1);
+  const auto check = [](const simt::LaunchResult& result) {
+    CHECK(std::string(result.message()) == "");
+  };
+
+  const DeviceLogits<T> in{logits.data(), n, mask.data(),      targets.data(),
+                           rows,          n, 1 / kTemperature, false};
+  check(simt::Launch<RowStatistics<T>>(
+      3, RowStatistics<T>::kSharedBytes,
+      {in, lse.data(), logprobs.data(), entropies.data(), squares.data()}, {.seed = seed}));
+  loss::DeviceArguments a{};
+  a.config = p.config;
+  a.in.num_tokens = rows;
+  a.in.num_seqs = seqs;
+  a.in.cu_seqlens = cu.data();
+  a.in.logprobs = logprobs.data();
+  if (p.config.reads_old()) a.in.old_logprobs = old.data();
+  a.in.ref_logprobs = ref.data();
+  a.in.loss_mask = mask.data();
+  a.in.advantages = advantages.data();
+  a.in.seq_scale = scale.data();
+  a.in.entropies = entropies.data();
+  a.out.loss = total.data();
+  a.out.d_logprobs = d_logprobs.data();
+  a.out.sums = sums.data();
+  a.out.d_entropies = d_entropies.data();
+  a.first = first.data();
+  a.first_sums = first_sums.data();
+  a.partials = partials.data();
+  a.rows = row_sums.data();
+  a.sequences = sequences.data();
+  a.inverse_mean = inverse_mean.data();
+  a.report = report.data();
+  CHECK(loss::LaunchPasses<float>(
+            a, std::string(), [&]<class Kernel>(int64_t, const loss::DeviceArguments& params) {
+              return std::string(
+                  simt::Launch<Kernel>(1, Kernel::kSharedBytes, params, {.seed = seed}).message());
+            }) == "");
+  const simt::GlobalArray<float> d_loss(std::vector<float>{kDLoss});
+  check(simt::Launch<RowGradients<T>>(
+      3, RowGradients<T>::kSharedBytes,
+      {in,
+       lse.data(),
+       {d_loss.data(), d_logprobs.data(), d_entropies.data(), entropies.data()},
+       logits.data(),
+       n,
+       false},
+      {.seed = seed}));
+
+  const auto error = [](const auto& got, const Tensor& wanted) {
+    std::vector<double> values;
+    for (int64_t i = 0; i < wanted.size(); ++i) values.push_back(testing::Get(wanted, i));
+    std::vector<double> mine;
+    for (const auto& value : got) mine.push_back(static_cast<float>(value));
+    return ErrorOf(mine, values);
+  };
+  CHECK(error(total, want[kLoss]) <= 3e-6);
+  CHECK(error(logprobs, want[kLogprobs]) <= 1e-6);
+  CHECK(error(lse, want[kLse]) <= 1e-6);
+  CHECK(error(entropies, want[kEntropies]) <= 2e-6);
+  CHECK(error(squares, want[kSquares]) <= 2e-6);
+  CHECK(error(d_logprobs, want[kDLogprobs]) <= 3e-6);
+  CHECK(error(d_entropies, want[kDEntropies]) <= 1e-6);
+  const double unit = sizeof(T) == 4 ? 0 : std::is_same_v<T, half> ? 0x1p-11 : 0x1p-8;
+  CHECK(error(logits, want_gradient) <= 4e-6 + unit);
+}
+
+TEST_CASE("CUDA loss from logits: rows, loss and gradient in place agree with the reference") {
+  uint32_t seed = 30;
+  for (loss::Level level : {loss::Level::kNone, loss::Level::kToken, loss::Level::kSequence,
+                            loss::Level::kSequenceToken}) {
+    CAPTURE(static_cast<int>(level));
+    CheckChain<float>(level, ++seed);
+    CheckChain<bfloat16>(level, ++seed);
+    CheckChain<half>(level, ++seed);
   }
 }
 
