@@ -2,6 +2,8 @@
 import type { TargetResult } from './batch/measure.js';
 import { batchSuites } from './batch/targets.js';
 import { deltaLSuite } from './delta-l-variance/targets.js';
+import { distSuites } from './dist/targets.js';
+import { trainerSuite } from './nn/targets.js';
 import { prefillSuites } from './prefill/targets.js';
 
 /** One suite: the beginnings of its targets' ids, and how they are measured. */
@@ -10,7 +12,7 @@ export interface Suite {
   readonly run: () => readonly TargetResult[] | Promise<readonly TargetResult[]>;
 }
 
-const SUITES: readonly Suite[] = [...batchSuites, deltaLSuite, ...prefillSuites];
+const SUITES: readonly Suite[] = [...batchSuites, deltaLSuite, ...distSuites, ...prefillSuites, trainerSuite];
 
 /** True when one id is the other or begins with it. */
 function related(a: string, b: string): boolean {

@@ -1,4 +1,4 @@
-// Packed against padded attention on real text: `npm run demo`.
+// Packed against padded attention on real text: `npx tsx examples/packed-attention.ts`.
 //
 // The documents of examples/data, one token per byte, go through attention forward and backward laid end
 // to end, and padded to the longest. Then eight answers to one prompt, with the prompt repeated and with

@@ -8,3 +8,4 @@ export * from './optim/index.js';
 export * from './prefill/index.js';
 export * from './rl/index.js';
 export * from './tensor/index.js';
+export * from './trainer/index.js';

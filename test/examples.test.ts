@@ -13,6 +13,11 @@ const tsx = pathToFileURL(createRequire(import.meta.url).resolve('tsx')).href;
 const OUTPUT: Record<string, RegExp> = {
   'packed-attention.ts':
     /36 documents.*padded .* 1\.0 x.*packed .* 0 % .* x.*float64.*dv .*e-\d.*prompt shared .* x/s,
+  'grpo.ts': /step 0: mean reward 0\.\d\d\nstep 29: mean reward (0\.9\d|1\.00)\n/,
+  'batcher.ts': /400 samples in \d+ steps, padding 0 %, budget 9\d % full\nloss 2\.\d\d -> [01]\.\d\d\n/,
+  'fine-tune.ts': /step 0: loss 5\.\d\d\nstep 60: loss 0\.\d\d\nsaved Qwen3ForCausalLM, 35008 parameters\n/,
+  'multi-rank.ts':
+    /rank \d: (\d+) steps, (120|60) of 180 samples, weights equal\nrank \d: \1 steps, .*equal\n/,
   'interop.ts':
     /3 ids; attention gave float32 \[5,2,8\], 80 elements\nread back Tensor\(bfloat16 \[5, 2, 8\] on cpu\) of step 100/,
 };

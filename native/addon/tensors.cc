@@ -188,7 +188,8 @@ bool AccumulateInto(Env& env, const Arguments&) {
   if (!SameShape(*target, *source)) {
     return Fail(env, {Code::kShape, "gradient", "differs in shape from the sum", {}});
   }
-  if (!target->contiguous() || (BitOf(target->dtype) & kFloats.allowed) == 0) {
+  if (!(target->contiguous() || source->contiguous()) ||
+      (BitOf(target->dtype) & kFloats.allowed) == 0) {
     return Fail(env, Invalid(Code::kDType, "grad", "cannot hold a sum of gradients",
                              NameOf(target->dtype), "a contiguous float32 tensor"));
   }

@@ -126,6 +126,22 @@ Status Run(const Accumulate& params) {
   return DispatchDType<float, half, bfloat16>(params.src.dtype, "dtype", [&]<class From>() {
     return DispatchDType<float, half, bfloat16>(params.dst.dtype, "dtype", [&]<class To>() {
       To* to = params.dst.data<To>();
+      if (!params.dst.contiguous()) {
+        // Then the source is: its gradient goes into a part of a larger one.
+        const From* from = params.src.data<From>();
+        const Tensor& dst = params.dst;
+        const int64_t size = dst.size(), stride = dst.strides[dst.rank - 1];
+        return ParallelFor((size + kPiece - 1) / kPiece, [&](int64_t piece, int) {
+          const int64_t begin = piece * kPiece;
+          ForEachRun(dst, begin, std::min(size, begin + kPiece),
+                     [&](int64_t offset, int64_t index, int64_t count) {
+                       for (int64_t j = 0; j < count; ++j) {
+                         To& sum = to[offset + j * stride];
+                         sum = To(static_cast<float>(sum) + static_cast<float>(from[index + j]));
+                       }
+                     });
+        });
+      }
       return ForEachElement<From>(params.src, [to](int64_t index, From value) {
         to[index] = To(static_cast<float>(to[index]) + static_cast<float>(value));
       });

@@ -22,7 +22,8 @@ struct Copy {
   }
 };
 
-// dst += src, in dst's dtype with float32 arithmetic; equal shapes, dst contiguous. Sums gradients.
+// dst += src, in dst's dtype with float32 arithmetic; equal shapes, one of the two contiguous. Sums
+// gradients.
 struct Accumulate {
   static constexpr const char* kName = "backward";
   Tensor src;

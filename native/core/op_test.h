@@ -233,7 +233,8 @@ inline std::string BitDifference(const std::vector<Tensor>& a, const std::vector
 }
 
 inline constexpr DType kStorageTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
-inline constexpr Isa kIsas[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kNeon};
+inline constexpr Isa kIsas[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16,
+                                Isa::kNeon};
 
 // Empty, or what is wrong. `slack` is relative to the largest value of an output.
 template <class Op>

@@ -27,6 +27,10 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
     summary: 'post-train a small model on puzzles or a file, with verifiable rewards',
     load: () => import('./train.js'),
   },
+  plan: {
+    summary: 'search the sparse prefill pattern of each head, and draw it',
+    load: () => import('./plan.js'),
+  },
   simulate: {
     summary: 'compare ways of batching on given lengths, without a GPU',
     load: () => import('./simulate.js'),
@@ -45,6 +49,9 @@ function complain(message: string): void {
 
 /** How long an interrupted command may take to put things in order, unless it says otherwise. */
 const GRACE_MS = 2000;
+
+/** The same Ctrl-C may arrive twice within that time. */
+const ECHO_MS = 1000;
 
 /** Ctrl-C, as a command sees it. */
 interface Interruption {
@@ -108,7 +115,11 @@ function start(): void {
   const interruption: Interruption = { signal, graceMs: GRACE_MS };
   process.once('SIGINT', () => {
     controller.abort();
-    process.once('SIGINT', () => process.exit(EXIT.interrupted)); // asked twice: at once
+    const asked = performance.now();
+    process.on('SIGINT', () => {
+      // A launcher passes on what the terminal has sent to all: that is still the first time.
+      if (performance.now() - asked > ECHO_MS) process.exit(EXIT.interrupted);
+    });
     setTimeout(() => process.exit(EXIT.interrupted), interruption.graceMs).unref();
   });
   void main(process.argv.slice(2), interruption).then((code) => {

@@ -16,7 +16,7 @@ export function clock(seconds: number): string {
 const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
 
 /** The figures of a step, in words. */
-export function figures(record: TrainRecord): string {
+function figures(record: TrainRecord): string {
   const { machine } = record;
   const rate = `${Math.round(machine.tokensPerSecond).toLocaleString('en-US')} tok/s`;
   switch (record.phase) {

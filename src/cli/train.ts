@@ -1,13 +1,15 @@
 /** `varlen train`: post-trains a small transformer on problems whose answers can be checked. */
+
+import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
-import { varlenError } from '../errors.js';
+import { init, launch, type ProcessGroup } from '../dist/index.js';
 import type { DeviceLike } from '../tensor/index.js';
 import {
   AGGREGATIONS,
   type AggregationName,
   demoRecipe,
   quickRecipe,
-  type Recipe,
+  type TrainRecipe,
 } from '../trainer/recipe.js';
 import type { TrainRecord } from '../trainer/records.js';
 import { CHECKPOINT } from '../trainer/run.js';
@@ -38,7 +40,7 @@ export const usage: Usage = {
     ['--compare A,B', `RL once per aggregation, from the same SFT: ${AGGREGATIONS.join(', ')}`],
     ['--aggregation NAME', 'default delta-l'],
     ['--device cpu|cuda|cuda:N', 'default: CUDA when it can be used'],
-    ['--nproc N', 'local ranks; default 1'],
+    ['--nproc N', 'local ranks that share every step; default 1. torchrun, Slurm and mpirun work too'],
     ['--quick', 'a small model and few steps, for a first look'],
     ['--seed N', 'default 0'],
     ['--sft-steps N --rl-steps N', 'lengths of the phases'],
@@ -101,7 +103,7 @@ function number(values: Values, name: string, byDefault: number): number {
 }
 
 /** The recipe that the flags ask for. */
-function recipeOf(values: Values): Recipe {
+function recipeOf(values: Values): TrainRecipe {
   const base = values.quick ? quickRecipe : demoRecipe;
   const { sft, rl, evaluation } = base;
   const aggregation = values.aggregation ?? rl.aggregation;
@@ -174,10 +176,11 @@ interface Call {
   readonly resume: boolean;
   readonly json: boolean;
   readonly signal: AbortSignal | undefined;
+  readonly group: ProcessGroup | undefined;
 }
 
-async function show(call: Call, recipe: Recipe, out: string, weights?: string): Promise<TrainResult> {
-  const { task, device, resume, json, signal } = call;
+async function show(call: Call, recipe: TrainRecipe, out: string, weights?: string): Promise<TrainResult> {
+  const { task, device, resume, json, signal, group } = call;
   const progress = new Progress(process.stderr, { sft: recipe.sft.steps, rl: recipe.rl.steps });
   const onRecord = (record: TrainRecord): void => {
     if (json) process.stdout.write(`${JSON.stringify(record)}\n`);
@@ -192,6 +195,7 @@ async function show(call: Call, recipe: Recipe, out: string, weights?: string): 
       resume,
       onRecord,
       ...(signal === undefined ? {} : { signal }),
+      ...(group === undefined ? {} : { group }),
       ...(weights === undefined ? {} : { weights }),
     });
   } finally {
@@ -202,7 +206,7 @@ async function show(call: Call, recipe: Recipe, out: string, weights?: string): 
 /** SFT once, then RL once per rule. */
 async function compare(
   call: Call,
-  recipe: Recipe,
+  recipe: TrainRecipe,
   out: string,
   rules: readonly AggregationName[],
 ): Promise<{ runs: ReportedRun[]; interrupted: boolean }> {
@@ -212,7 +216,7 @@ async function compare(
   let { interrupted } = first;
   for (const aggregation of rules) {
     if (interrupted) break;
-    if (!call.json) say(`\n${aggregation}`);
+    if (!call.json && !call.group?.rank) say(`\n${aggregation}`);
     const own = { ...recipe, sft: { ...recipe.sft, steps: 0 }, rl: { ...recipe.rl, aggregation } };
     const result = await show(call, own, join(out, aggregation), join(base, CHECKPOINT));
     interrupted = result.interrupted;
@@ -223,19 +227,34 @@ async function compare(
   return { runs, interrupted };
 }
 
+/** A rank may wait so long for one whose answers are longer. */
+const PATIENCE_MS = 1_800_000;
+
+/** Starts this very command once per rank; the exit code of the first that fails, or 0. */
+async function launchRanks(nproc: number): Promise<number> {
+  const threads = Math.max(1, Math.floor(availableParallelism() / nproc));
+  const env = { VARLEN_NUM_THREADS: process.env.VARLEN_NUM_THREADS ?? String(threads) };
+  const { exitCode, failure } = await launch({ nproc, env, graceMs });
+  if (failure !== undefined && exitCode !== EXIT.interrupted) {
+    const how = failure.signal === null ? `exit code ${failure.code}` : `signal ${failure.signal}`;
+    say(`rank ${failure.rank} failed first, with ${how}`);
+  }
+  return exitCode;
+}
+
 /**
- * Runs the command.
+ * Runs the command; under a launcher (torchrun, Slurm, mpirun, or its own `--nproc`) as one rank of many.
  *
- * @throws `ERR_VARLEN_DIST_UNAVAILABLE` for `--nproc` above 1
+ * @throws as `train` and, on several ranks, as `init`
  */
 export async function main(argv: readonly string[], signal?: AbortSignal): Promise<number> {
   const values: Values = readFlags(usage, argv, FLAGS).values;
   const recipe = recipeOf(values);
   const rules = comparedRules(values);
-  if (integer(values, 'nproc', 1, 1) > 1) {
-    const message = 'train: --nproc above 1 needs the launcher of local ranks, which this release lacks';
-    throw varlenError('ERR_VARLEN_DIST_UNAVAILABLE', message, { op: 'train', argument: 'nproc' });
-  }
+  const nproc = integer(values, 'nproc', 1, 1);
+  const started = process.env.WORLD_SIZE !== undefined;
+  if (nproc > 1 && !started) return launchRanks(nproc);
+  await using group = started ? await init({ collectiveTimeoutMs: PATIENCE_MS }) : undefined;
   const out = String(values.out ?? 'varlen-run');
   const call: Call = {
     task: await taskOf(values, recipe.seed),
@@ -243,6 +262,7 @@ export async function main(argv: readonly string[], signal?: AbortSignal): Promi
     resume: values.resume === true,
     json: values.json === true,
     signal,
+    group,
   };
   let runs: ReportedRun[];
   let interrupted: boolean;
@@ -254,10 +274,12 @@ export async function main(argv: readonly string[], signal?: AbortSignal): Promi
   } else {
     ({ runs, interrupted } = await compare(call, recipe, out, rules));
   }
+  const speaks = group === undefined || group.rank === 0;
   if (interrupted) {
-    if (!call.json) say(`saved; --resume goes on`);
+    if (speaks && !call.json) say(`saved; --resume goes on`);
     return EXIT.interrupted;
   }
+  if (!speaks) return EXIT.ok;
   const report = join(out, 'report.html');
   writeTextFile('train', report, trainPage(`varlen train: ${call.task.name}`, runs));
   if (call.json) {

@@ -22,8 +22,8 @@ export class ByteQueue {
     if (count < first.length - this.#taken) {
       const piece = first.subarray(this.#taken, this.#taken + count);
       this.#taken += count;
-      // A small piece must not hold a large chunk.
-      return piece.slice();
+      // A copy (a Buffer's slice is none): a small piece must not hold a large chunk.
+      return new Uint8Array(piece);
     }
     const result = new Uint8Array(count);
     let filled = 0;

@@ -16,6 +16,15 @@ const OTHER_FILES = 64;
 /** How often a rank that waits says so, in milliseconds; with many ranks the store gets a write each. */
 const BEAT_MS = 100;
 
+/** What a rank says of itself: in no collective, in one, in one that has failed. */
+const [away, waiting, failing] = ['0', '1', '2'];
+
+/** A rank that fails gets this long to say so before others take it for dead, in milliseconds. */
+const NOTICE_MS = 30;
+
+/** Who serves the store stays this long after a failure: the others read there why, in milliseconds. */
+const LINGER_MS = 300;
+
 /** A store that ends within this time before the group does is no news, in milliseconds. */
 const GRACE_MS = 1000;
 
@@ -83,6 +92,8 @@ export async function connectMesh(options: MeshOptions): Promise<Transport> {
   } catch (error) {
     engine?.abort();
     engine?.close();
+    // A peer that gave up closed its connections, and wrote why.
+    if (error instanceof GlooFailure && !stop.aborted) await sleep(LINGER_MS);
     const own = setupError(error, stop, rank);
     // Who was told needs not tell.
     if (!failed.signal.aborted) {
@@ -98,6 +109,7 @@ export async function connectMesh(options: MeshOptions): Promise<Transport> {
       });
     }
     poison.close();
+    if (rendezvous.serves) await sleep(LINGER_MS);
     throw own;
   } finally {
     store.close();
@@ -161,11 +173,19 @@ class GlooTransport implements Transport {
   #seq = 0;
   /** In a collective. */
   #waiting = false;
+  /** It has noticed a failure. */
+  #failing = false;
   #beats = 0;
   #beating: NodeJS.Timeout | undefined;
   /** When this process was last seen running. */
   #awake = 0;
+  #pausedMs = 0;
   #ending = false;
+  #hear: () => void = () => {};
+  /** Resolves when the first failure is known. */
+  readonly #heard: Promise<void> = new Promise((resolve) => {
+    this.#hear = resolve;
+  });
   #told = false;
   #storeLost = false;
 
@@ -266,6 +286,7 @@ class GlooTransport implements Transport {
     this.#seq = seq;
     this.#waiting = true;
     this.#awake = performance.now();
+    this.#pausedMs = 0;
     this.#beating ??= setInterval(() => this.#beat(), this.#beatMs).unref();
     try {
       const gathered = await job;
@@ -281,11 +302,18 @@ class GlooTransport implements Transport {
     return Math.max(BEAT_MS, this.size);
   }
 
+  /** Keeps the longest time in this collective in which the process did nothing at all. */
+  #notePause(): void {
+    const now = performance.now();
+    this.#pausedMs = Math.max(this.#pausedMs, now - this.#awake);
+    this.#awake = now;
+  }
+
   /** Writes where this rank is, and that it is alive: others can tell who is late. */
   #beat(): void {
-    this.#awake = performance.now();
+    this.#notePause();
     const { rendezvous, prefix, rank } = this.#options;
-    const state = `${this.#seq} ${this.#waiting ? 1 : 0} ${++this.#beats}`;
+    const state = `${this.#seq} ${this.#waiting ? (this.#failing ? failing : waiting) : away} ${++this.#beats}`;
     if (!this.#waiting) {
       clearInterval(this.#beating); // away, until it comes back
       this.#beating = undefined;
@@ -297,8 +325,16 @@ class GlooTransport implements Transport {
   async #lose(error: Error, seq: number, timeoutMs: number): Promise<void> {
     if (this.#ending) return;
     this.#ending = true;
-    const asleepMs = performance.now() - this.#awake;
+    this.#notePause();
+    const asleepMs = this.#pausedMs;
     const kind = error instanceof GlooFailure ? error.kind : 'internal';
+    this.#failing = true;
+    this.#beat();
+    if (kind === 'connection' && (await this.#peerIsFailing(this.#lostRank(error.message)))) {
+      // Gloo closes the connections of a rank that fails: that rank knows better who is missing.
+      await within(2 * ANSWER_MS, this.#heard);
+      if (this.#told) return;
+    }
     const missingRanks =
       kind === 'timeout' ? await this.#lateRanks(timeoutMs) : this.#lostRank(error.message);
     const names = missingRanks === undefined ? '' : `; missing ranks ${missingRanks.join(', ')}`;
@@ -337,20 +373,31 @@ class GlooTransport implements Transport {
     await sleep(Math.max(patience, 2 * this.#beatMs));
     const after = await this.#readProgress();
     if (after === undefined) return undefined;
-    const late = [...after.keys()].filter((rank) => {
-      const [, waiting] = after[rank].split(' ');
-      return rank !== this.rank && (waiting !== '1' || after[rank] === before[rank]);
+    const missing = [...after.keys()].filter((rank) => {
+      const [, state = away] = after[rank].split(' ');
+      return rank !== this.rank && (state === away || after[rank] === before[rank]);
     });
-    return late.length === 0 ? undefined : late;
+    return missing.length === 0 ? undefined : missing;
+  }
+
+  /** True when the peer that seems lost, or some peer if none is named, has noticed a failure itself. */
+  async #peerIsFailing(lost: readonly number[] | undefined): Promise<boolean> {
+    await sleep(NOTICE_MS);
+    const states = await this.#readProgress(lost);
+    return states?.some((text, rank) => rank !== this.rank && text.split(' ')[1] === failing) === true;
   }
 
   /** What each rank wrote last; undefined when the store does not answer. */
-  async #readProgress(): Promise<string[] | undefined> {
+  async #readProgress(ranks?: readonly number[]): Promise<string[] | undefined> {
     const { commands } = this.#options.rendezvous;
     const read = async (): Promise<string[]> => {
       const all: string[] = [];
       for (let rank = 0; rank < this.size; rank++) {
         const key = `${this.#options.prefix}/progress/${rank}`;
+        if (ranks?.includes(rank) === false) {
+          all.push('');
+          continue;
+        }
         const exists = await commands.check([key]);
         all.push(exists ? Buffer.from((await commands.multiGet([key]))[0]).toString() : '');
       }
@@ -370,11 +417,14 @@ class GlooTransport implements Transport {
   #tell(failure: GroupFailure): void {
     if (this.#told) return;
     this.#told = true;
+    this.#hear();
     this.#release();
     // Whom the others gave up on has lost them all.
     const givenUp =
       failure.code === 'ERR_VARLEN_DIST_TIMEOUT' && failure.missingRanks?.includes(this.rank) === true;
-    this.onFailure(givenUp ? { ...failure, code: 'ERR_VARLEN_DIST_PEER_LOST' } : failure);
+    const own = givenUp ? { ...failure, code: 'ERR_VARLEN_DIST_PEER_LOST' as const } : failure;
+    if (this.#options.rendezvous.serves) setTimeout(() => this.onFailure(own), LINGER_MS);
+    else this.onFailure(own);
   }
 
   #released = false;

@@ -33,18 +33,22 @@ export class Rendezvous {
   readonly commands: StoreClient;
   readonly prefix: string;
   readonly address: StoreAddress;
+  /** This process serves the store. */
+  readonly serves: boolean;
   #users = 0;
 
-  private constructor(commands: StoreClient, prefix: string, address: StoreAddress) {
+  private constructor(commands: StoreClient, prefix: string, address: StoreAddress, serves: boolean) {
     this.commands = commands;
     this.prefix = prefix;
     this.address = address;
+    this.serves = serves;
   }
 
   /** Starts the store if this rank serves it, and connects. */
   static async open({ address, serve, prefix, timeoutMs, signal }: RendezvousOptions): Promise<Rendezvous> {
     if (serve !== undefined) await hostStore({ host: serve, port: address.port });
-    return new Rendezvous(await StoreClient.connect(address, timeoutMs, signal), prefix, address);
+    const commands = await StoreClient.connect(address, timeoutMs, signal);
+    return new Rendezvous(commands, prefix, address, serve !== undefined);
   }
 
   /** One more connection. */

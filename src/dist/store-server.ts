@@ -10,6 +10,7 @@ import {
   checked,
   encodeLong,
   encodeString,
+  encodeWord,
   join,
   readRequests,
   type StoreRequest,
@@ -156,6 +157,9 @@ export class StoreServer {
     }
     switch (request.kind) {
       case 'validate':
+        return;
+      case 'ping':
+        reply(encodeWord(request.nonce));
         return;
       case 'set':
         this.#set(request.key, request.value);

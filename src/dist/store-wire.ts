@@ -22,6 +22,7 @@ const query = {
   multiGet: 10,
   multiSet: 11,
   cancelWait: 12,
+  ping: 13,
 } as const;
 
 /** What a connection says first, after a `validate` byte. */
@@ -35,6 +36,8 @@ export const waited = { arrived: 0, cancelled: 1 } as const;
 /** One request of a client. */
 export type StoreRequest =
   | { readonly kind: 'validate' | 'numKeys' | 'cancelWait' }
+  /** PyTorch's newer clients begin with it; the nonce comes back. */
+  | { readonly kind: 'ping'; readonly nonce: number }
   | { readonly kind: 'get' | 'deleteKey'; readonly key: string }
   | { readonly kind: 'set' | 'append'; readonly key: string; readonly value: Uint8Array }
   | {
@@ -113,6 +116,8 @@ function* readRequest(code: number, limits: WireLimits): Reading<StoreRequest> {
       return { kind: 'numKeys' };
     case query.cancelWait:
       return { kind: 'cancelWait' };
+    case query.ping:
+      return { kind: 'ping', nonce: yield* readWord() };
     default:
       throw new WireError(`${code} is no request`);
   }
@@ -159,6 +164,8 @@ export function encodeRequest(request: StoreRequest): Uint8Array {
     case 'numKeys':
     case 'cancelWait':
       return Uint8Array.of(query[request.kind]);
+    case 'ping':
+      return join([Uint8Array.of(query.ping), encodeWord(request.nonce)]);
     case 'get':
     case 'deleteKey':
       return join([Uint8Array.of(query[request.kind]), ...encodeText(request.key)]);
@@ -216,7 +223,8 @@ function encodeText(key: string): Uint8Array[] {
   return encodeString(Buffer.from(key, 'latin1'));
 }
 
-function encodeWord(value: number): Uint8Array {
+/** A u32 on the wire. */
+export function encodeWord(value: number): Uint8Array {
   const bytes = new Uint8Array(4);
   new DataView(bytes.buffer).setUint32(0, value, true);
   return bytes;

@@ -2,10 +2,14 @@ import { argumentError } from '../errors.js';
 import type { RopeScaling } from './rope-scaling.js';
 
 /** The architectures that {@link CausalLM} builds, by their Hugging Face names. */
-export const ARCHITECTURES = ['LlamaForCausalLM', 'Qwen2ForCausalLM', 'Qwen3ForCausalLM'] as const;
+export const ARCHITECTURES: readonly Architecture[] = [
+  'LlamaForCausalLM',
+  'Qwen2ForCausalLM',
+  'Qwen3ForCausalLM',
+];
 
 /** One of them. They differ in biases and in the norm of queries and keys. */
-export type Architecture = (typeof ARCHITECTURES)[number];
+export type Architecture = 'LlamaForCausalLM' | 'Qwen2ForCausalLM' | 'Qwen3ForCausalLM';
 
 /** Sizes and switches of a decoder-only transformer. */
 export interface CausalLMConfig {

@@ -167,7 +167,7 @@ class Encoder {
       case 'q-boundary':
         return this.#qBoundary(path, p.by, scope);
       case '2d-boundary':
-        return this.#pairBoundary(path, p.by, p.fallback ?? { kind: 'dense' }, scope);
+        return this.#pairBoundary(path, p.by, p.fallback ?? { kind: 'dense' });
       case 'union':
         return children(
           KIND.union,
@@ -432,12 +432,7 @@ class Encoder {
     return children(KIND.qBoundary, names.length, parts);
   }
 
-  #pairBoundary(
-    path: string,
-    by: Readonly<Record<string, HeadPattern>>,
-    fallback: HeadPattern,
-    scope: Scope,
-  ): Encoded {
+  #pairBoundary(path: string, by: Readonly<Record<string, HeadPattern>>, fallback: HeadPattern): Encoded {
     const ids = this.#needLayout(path);
     const { names, keys, queries, minModalityRows } = this.#sequence;
     this.#checkNames(

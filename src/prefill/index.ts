@@ -7,6 +7,7 @@ export {
   type SparsePrefillResult,
   sparsePrefill,
 } from '../ops/sparse-prefill.js';
+export { type HandoverTimes, minCloudTokens, type SegmentBiasOptions, segmentBias } from './companions.js';
 export {
   type LayerConfig,
   loadPatternConfig,
@@ -47,6 +48,13 @@ export {
   type RecallGuarantee,
   type WorkspaceShape,
 } from './plan.js';
+export {
+  type Capture,
+  type SearchedHead,
+  type SearchOptions,
+  type SearchResult,
+  searchPatterns,
+} from './search.js';
 export { deserializePlan, serializePlan } from './serialize.js';
 export type { PatternSummary } from './summary.js';
 export { type SynthHead, type SynthKind, type SynthOptions, synthHead } from './synthetic.js';

@@ -259,19 +259,30 @@ function dppo(
  * const plan = planAggregation({ lengths }, { aggregation });
  */
 export const presets: {
-  readonly grpo: typeof grpo;
-  readonly drGrpo: typeof drGrpo;
-  readonly dapo: typeof dapo;
-  readonly gspo: typeof gspo;
-  readonly gmpo: typeof gmpo;
-  readonly sapo: typeof sapo;
-  readonly cispo: typeof cispo;
-  readonly rloo: typeof rloo;
-  readonly reinforcePlusPlus: typeof reinforcePlusPlus;
-  readonly deltaL: typeof deltaL;
-  readonly luspo: typeof luspo;
-  readonly vespo: typeof vespo;
-  readonly dppo: typeof dppo;
+  readonly grpo: (options?: ClipOptions) => Recipe;
+  readonly drGrpo: (options: NormOptions) => Recipe;
+  readonly dapo: (options?: ClipOptions) => Recipe;
+  readonly gspo: (options?: ClipOptions & { readonly level?: 'sequence' | 'sequence-token' }) => Recipe;
+  readonly gmpo: (options?: ClipOptions) => Recipe;
+  readonly sapo: (
+    options?: PenaltyOptions & { readonly tauPositive?: number; readonly tauNegative?: number },
+  ) => Recipe;
+  readonly cispo: (options?: PenaltyOptions & { readonly low?: number; readonly high?: number }) => Recipe;
+  readonly rloo: (options?: PenaltyOptions) => Recipe;
+  readonly reinforcePlusPlus: (
+    options?: ClipOptions & { readonly baseline?: boolean; readonly gamma?: number },
+  ) => Recipe;
+  readonly deltaL: (options: NormOptions & { readonly alpha?: number }) => Recipe;
+  readonly luspo: (options?: ClipOptions) => Recipe;
+  readonly vespo: (options?: PenaltyOptions & Omit<Extract<ClipRule, { kind: 'vespo' }>, 'kind'>) => Recipe;
+  readonly dppo: (
+    options?: PenaltyOptions & {
+      readonly divergence?: 'tv' | 'kl';
+      readonly deltaLow?: number;
+      readonly deltaHigh?: number;
+      readonly cap?: number;
+    },
+  ) => Recipe;
 } = Object.freeze({
   grpo,
   drGrpo,

@@ -14,7 +14,7 @@ import {
 } from './dtype.js';
 import { abandon, adopt, adoptAsOurs, debug } from './lifetime.js';
 import { Stream } from './stream.js';
-import { backward, dropNode, isTracked, passOn, record, refuseTracked, type TapeNode } from './tape.js';
+import { backward, dropNode, isTracked, passOn, record, type TapeNode } from './tape.js';
 import { readTensorLike, type TensorLike } from './tensor-like.js';
 
 /** Options of {@link Tensor.from}. */
@@ -278,18 +278,28 @@ export class Tensor extends native.HandleOwner implements Disposable {
   }
 
   /**
-   * Elements `start` to `end` (exclusive) of dimension `dim`, sharing memory. Not differentiable.
+   * Elements `start` to `end` (exclusive) of dimension `dim`, sharing memory. The gradient of the rest is 0.
    *
-   * @throws `ERR_VARLEN_RANGE`, `ERR_VARLEN_NO_BACKWARD`, `ERR_VARLEN_DISPOSED`
+   * @throws `ERR_VARLEN_RANGE`, `ERR_VARLEN_DISPOSED`
    */
   slice(dim: number, start: number, end: number): Tensor {
     const op = 'Tensor.slice';
     const handle = this.#live(op);
-    refuseTracked(op, [this]);
     checkInteger(op, 'dim', dim, 0, this.shape.length - 1);
     checkInteger(op, 'start', start, 0, this.shape[dim]);
     checkInteger(op, 'end', end, start, this.shape[dim]);
-    return new Tensor(native.slice(handle, dim, start, end), this.device);
+    const result = new Tensor(native.slice(handle, dim, start, end), this.device);
+    if (isTracked([this])) {
+      const { shape, size, device } = this;
+      record(op, [this], [result], [], ([gradient]) => {
+        const { dtype } = gradient!;
+        const whole = Tensor.from(new Float32Array(size), { shape, dtype, device });
+        using part = whole.slice(dim, start, end);
+        native.accumulate(part.handle, gradient!.handle);
+        return [whole];
+      });
+    }
+    return result;
   }
 
   /** The same elements, cut off from what computed them. */

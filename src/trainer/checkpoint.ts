@@ -19,14 +19,15 @@ export interface RunState {
   readonly phase: 'sft' | 'rl' | 'done';
   /** Steps of that phase which are done. */
   readonly step: number;
-  /** Position in the training data of SFT; null before it and after it. */
-  readonly batcher: BatcherState | null;
+  /** Positions in the training data of SFT, one per rank; null before it and after it. */
+  readonly batchers: readonly BatcherState[] | null;
   /** Prompts that RL has consumed. */
   readonly prompts: number;
   /** Updates of the optimizer of this phase, for its bias correction. */
   readonly optimizerStep: number;
-  /** Length of `metrics.jsonl`, bytes. */
+  /** Length of `metrics.jsonl` in bytes and in records. */
   readonly metricsBytes: number;
+  readonly records: number;
   readonly idleSteps: number;
 }
 
@@ -53,12 +54,12 @@ const PHASES = ['sft', 'rl', 'done'];
 function isState(value: unknown): value is RunState {
   if (typeof value !== 'object' || value === null) return false;
   const state = value as Record<string, unknown>;
-  const counts = ['step', 'prompts', 'optimizerStep', 'metricsBytes', 'idleSteps'];
+  const counts = ['step', 'prompts', 'optimizerStep', 'metricsBytes', 'records', 'idleSteps'];
   return (
     state.version === 1 &&
     typeof state.config === 'string' &&
     PHASES.includes(state.phase as string) &&
-    typeof state.batcher === 'object' &&
+    (state.batchers === null || Array.isArray(state.batchers)) &&
     counts.every((name) => Number.isSafeInteger(state[name]) && (state[name] as number) >= 0)
   );
 }

@@ -10,7 +10,7 @@ import { promptIds, responseText } from './tokenizer/tokenizer.js';
 const MAX_REPEATS = 2000;
 
 /** The first `count` different held-out problems that fit the model; fewer when there are no more. */
-export function heldOutProblems(run: Run, count: number): Problem[] {
+function heldOutProblems(run: Run, count: number): Problem[] {
   const { task, recipe } = run.options;
   const room = recipe.model.maxTokens - recipe.rl.maxNewTokens;
   const problems = new Map<string, Problem>();
@@ -27,13 +27,14 @@ export function heldOutProblems(run: Run, count: number): Problem[] {
 export async function evaluate(run: Run, after: EvalRecord['after']): Promise<void> {
   const { task, recipe } = run.options;
   const { problems: count, samples } = recipe.evaluation;
-  const { generator } = run;
+  const { generator, ranks } = run;
   const watch = new Stopwatch();
   const problems = heldOutProblems(run, count);
+  const own = problems.filter((_, i) => i % ranks.size === ranks.rank);
   const before = generator.generatedTokens;
   const answers = async (temperature: number, copies: number): Promise<GeneratedEvent[]> => {
     generator.draw = { temperature };
-    const prompts = problems.flatMap(({ id, prompt }) =>
+    const prompts = own.flatMap(({ id, prompt }) =>
       Array.from({ length: copies }, (_, k) => ({
         // Named by the problem, not the stage: the same random numbers judge every stage.
         id: `eval ${id}#${k}`,
@@ -48,21 +49,31 @@ export async function evaluate(run: Run, after: EvalRecord['after']): Promise<vo
   const greedy = await answers(0, 1);
   watch.lap('generate');
   const judge = ({ tokens }: GeneratedEvent, i: number): Verdict =>
-    task.verify(problems[i], responseText(task.tokenizer, tokens));
+    task.verify(own[i], responseText(task.tokenizer, tokens));
   const rewards = sampled.map((output, i) => judge(output, Math.floor(i / samples)).reward);
   const verdicts = greedy.map(judge);
   watch.lap('verify');
-  const generatedTokens = generator.generatedTokens - before;
-  const meanOfProblem = (i: number) => sum(rewards.slice(i * samples, (i + 1) * samples)) / samples;
+  // Each problem's figures stand at its place, whichever rank has measured it.
+  const width = 3 + samples;
+  const figures = new Float64Array(problems.length * width);
+  for (const [i, { reward, formatReward }] of verdicts.entries()) {
+    const means = sum(rewards.slice(i * samples, (i + 1) * samples)) / samples;
+    const lengths = sampled.slice(i * samples, (i + 1) * samples).map(({ tokens }) => tokens.length);
+    figures.set([means, reward, formatReward, ...lengths], (ranks.rank + i * ranks.size) * width);
+  }
+  const totals = Float64Array.of(generator.generatedTokens - before);
+  await ranks.sum(figures);
+  const [generatedTokens] = await ranks.sum(totals);
+  const column = (at: number) => problems.map((_, i) => figures[i * width + at]);
   run.record({
     phase: 'eval',
     after,
     problems: problems.length,
     samplesPerProblem: samples,
-    sampled: meanOf(problems.map((_, i) => meanOfProblem(i))),
-    greedy: shareOf(sum(verdicts.map(({ reward }) => reward)), problems.length),
-    format: sum(verdicts.map(({ formatReward }) => formatReward)) / problems.length,
-    lengths: lengthStatistics(sampled.map(({ tokens }) => tokens.length)),
+    sampled: meanOf(column(0)),
+    greedy: shareOf(sum(column(1)), problems.length),
+    format: sum(column(2)) / problems.length,
+    lengths: lengthStatistics(Array.from({ length: samples }, (_, k) => column(3 + k)).flat()),
     generatedTokens,
     chance: sum(problems.map((problem) => task.chance?.(problem) ?? 0)) / problems.length,
     machine: run.machine('eval', watch, generatedTokens),

@@ -10,8 +10,8 @@ import { Decoder } from './generate/decoder.js';
 /** How tokens are drawn. */
 export type DrawOptions = Pick<SamplingOptions, 'temperature' | 'topK' | 'topP' | 'minP'>;
 
-/** Options of {@link Generator}. */
-export interface GeneratorOptions {
+/** Options of {@link TextGenerator}. */
+export interface TextGeneratorOptions {
   /** Sequences side by side. */
   slots: number;
   /** Longest sequence, prompt and response together. */
@@ -54,7 +54,7 @@ interface Sequence {
   count: number;
 }
 
-const OP = 'Generator';
+const OP = 'TextGenerator';
 
 /** The random stream of a sequence: a function of the run's seed, its id and where it goes on. */
 function streamOf(seed: number, id: string, resumedAt: number): Pcg32 {
@@ -72,11 +72,11 @@ function streamOf(seed: number, id: string, resumedAt: number): Pcg32 {
  *
  * @throws `ERR_VARLEN_RANGE` (from `submit`) for a sequence that does not fit a slot
  */
-export class Generator implements Engine, Disposable {
+export class TextGenerator implements Engine, Disposable {
   readonly capacity: number;
   /** How the next tokens are drawn. Default: at temperature 1, from all words. */
   draw: DrawOptions = {};
-  readonly #options: Required<GeneratorOptions>;
+  readonly #options: Required<TextGeneratorOptions>;
   readonly #decoder: Decoder;
   readonly #waiting: Sequence[] = [];
   /** By slot; undefined: free. */
@@ -86,7 +86,7 @@ export class Generator implements Engine, Disposable {
   #stopping = 0;
   #generated = 0;
 
-  constructor(model: CausalLM, options: GeneratorOptions) {
+  constructor(model: CausalLM, options: TextGeneratorOptions) {
     const { slots, slotTokens } = options;
     this.#options = {
       seed: 0,
@@ -248,12 +248,12 @@ export class Generator implements Engine, Disposable {
  *
  * @example
  * ```ts
- * using generator = new Generator(model, { slots: 64, slotTokens: 512, stopIds: [2] });
+ * using generator = new TextGenerator(model, { slots: 64, slotTokens: 512, stopIds: [2] });
  * const [first] = await generate(generator, [{ id: 'a', promptIds }], 128);
  * ```
  */
 export async function generate(
-  generator: Pick<Generator, 'capacity' | 'submit' | 'poll'>,
+  generator: Pick<TextGenerator, 'capacity' | 'submit' | 'poll'>,
   prompts: readonly { readonly id: string; readonly promptIds: Int32Array }[],
   maxNew: number,
 ): Promise<GeneratedEvent[]> {

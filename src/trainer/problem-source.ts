@@ -4,7 +4,7 @@ import type { Task } from './tasks/task.js';
 import { promptIds, responseIds, type Tokenizer } from './tokenizer/tokenizer.js';
 
 /** A worked problem as a sample: the loss looks at the response alone. */
-export function workedSample(tokenizer: Tokenizer, id: string, prompt: string, response: string): Sample {
+function workedSample(tokenizer: Tokenizer, id: string, prompt: string, response: string): Sample {
   const before = promptIds(tokenizer, prompt);
   const after = responseIds(tokenizer, response);
   const inputIds = new Int32Array(before.length + after.length);
@@ -13,12 +13,16 @@ export function workedSample(tokenizer: Tokenizer, id: string, prompt: string, r
   return { id, inputIds, lossMask: new Uint8Array(inputIds.length).fill(1, before.length) };
 }
 
-/** Training problems from a position on, tokenized some ahead of the reader. */
-export function problemSource(task: Task): OpenableSource<Sample> {
-  let next = 0;
+/** One rank's share of the training problems, tokenized some ahead of the reader. */
+export function problemSource(task: Task, rank: number, size: number): OpenableSource<Sample> {
+  let next = rank;
   const indices: OpenableSource<number> = {
     *open() {
-      for (;;) yield next++;
+      for (;;) {
+        const index = next;
+        next += size;
+        yield index;
+      }
     },
     state: () => next,
     restore(state) {

@@ -68,7 +68,7 @@ export interface EvalRecipe {
 }
 
 /** A whole run. Everything in it decides the result; a checkpoint goes on only under the same one. */
-export interface Recipe {
+export interface TrainRecipe {
   readonly seed: number;
   readonly model: ModelRecipe;
   readonly sft: SftRecipe;
@@ -83,7 +83,7 @@ export interface Recipe {
 }
 
 /** `npm run demo`: five minutes on two cores. */
-export const demoRecipe: Recipe = {
+export const demoRecipe: TrainRecipe = {
   seed: 0,
   model: {
     hiddenSize: 96,
@@ -127,7 +127,7 @@ export const demoRecipe: Recipe = {
 };
 
 /** The same path in a fraction of the time; learns a little, claims nothing. */
-export const quickRecipe: Recipe = {
+export const quickRecipe: TrainRecipe = {
   ...demoRecipe,
   model: { ...demoRecipe.model, hiddenSize: 32, numLayers: 2, intermediateSize: 64 },
   sft: { ...demoRecipe.sft, steps: 30, packedTokens: 1024, window: 64 },
@@ -146,7 +146,7 @@ function checkNumber(argument: string, value: unknown, low: number, high: number
 }
 
 /** Refuses numbers that no run can have. @throws `ERR_VARLEN_RANGE`, `ERR_VARLEN_OPTION`, `ERR_VARLEN_TYPE` */
-export function checkRecipe(recipe: Recipe): void {
+export function checkRecipe(recipe: TrainRecipe): void {
   const { model, sft, rl, evaluation } = recipe;
   const counts: [string, unknown, number][] = [
     ['seed', recipe.seed, 0],

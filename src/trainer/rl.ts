@@ -11,7 +11,13 @@ import {
 } from '../batch/index.js';
 import { varlenError } from '../errors.js';
 import { embedding, type PolicyLossStats, policyLossFromHidden } from '../ops/index.js';
-import { type Aggregation, type AggregationPlan, groupAdvantages, planAggregation } from '../rl/index.js';
+import {
+  type Aggregation,
+  type AggregationPlan,
+  groupAdvantages,
+  planAggregation,
+  planAggregationAcross,
+} from '../rl/index.js';
 import { scope, Tensor } from '../tensor/index.js';
 import type { RlRecipe } from './recipe.js';
 import { type Run, Stopwatch } from './run.js';
@@ -40,11 +46,12 @@ interface RolloutSample extends Sample {
 /** So many prompts in a row that leave no room for a response mean that none will. */
 const MAX_OVERLONG = 10_000;
 
-/** Training prompts from a position on, named by it. */
+/** This rank's share of the training prompts from a position on, named by their positions. */
 function* prompts(run: Run, problems: Map<string, Problem>): Generator<RolloutPrompt> {
   const { task, recipe } = run.options;
+  const { rank, size } = run.ranks;
   const room = recipe.model.maxTokens - recipe.rl.maxNewTokens;
-  for (let index = run.prompts, overlong = 0; ; index++) {
+  for (let index = run.prompts + rank, overlong = 0; ; index += size) {
     const problem = task.problem('train', index);
     const ids = promptIds(task.tokenizer, problem.prompt);
     if (ids.length > room) {
@@ -60,7 +67,7 @@ function* prompts(run: Run, problems: Map<string, Problem>): Generator<RolloutPr
 }
 
 /** How the recipe's words name a rule of `planAggregation`. */
-export function aggregationOf({ aggregation, alpha, maxNewTokens }: RlRecipe): Aggregation {
+function aggregationOf({ aggregation, alpha, maxNewTokens }: RlRecipe): Aggregation {
   switch (aggregation) {
     case 'delta-l':
       return { mode: 'delta-l', alpha, normConstant: maxNewTokens };
@@ -73,16 +80,15 @@ export function aggregationOf({ aggregation, alpha, maxNewTokens }: RlRecipe): A
 
 /** Group-relative advantages; rollouts of groups in which all earned the same are left out. */
 function judged(entries: readonly RolloutEntry[]): { rollouts: Rollout[]; groups: number; flat: number } {
-  const numbers = new Map<string, number>();
-  for (const { promptId } of entries) if (!numbers.has(promptId)) numbers.set(promptId, numbers.size);
-  const groupIds = Int32Array.from(entries, ({ promptId }) => numbers.get(promptId)!);
+  // The position of a prompt is its name on all ranks.
+  const groupIds = Int32Array.from(entries, ({ promptId }) => Number(promptId));
   const rewards = Float32Array.from(entries, ({ reward }) => reward!);
   const advantages = groupAdvantages(rewards, groupIds, { estimator: 'grpo', singleton: 'zero' });
   const rollouts = entries
     .map((entry, i) => ({ entry, group: groupIds[i], advantage: advantages[i] }))
     .filter(({ advantage, entry }) => advantage !== 0 && entry.tokens.length > 0);
-  const teaching = new Set(rollouts.map(({ group }) => group)).size;
-  return { rollouts, groups: numbers.size, flat: numbers.size - teaching };
+  const groups = new Set(groupIds).size;
+  return { rollouts, groups, flat: groups - new Set(rollouts.map(({ group }) => group)).size };
 }
 
 /** Rollouts grouped by their true lengths to the token budget. */
@@ -177,70 +183,102 @@ async function update(
   controller: { readonly bubbleRatio: number; readonly generatedTokens: number },
   watch: Stopwatch,
 ): Promise<void> {
+  const { ranks } = run;
   const { rl } = run.options.recipe;
   const { rollouts, groups, flat } = judged(entries);
   const parts = rollouts.length === 0 ? [] : await microBatches(rollouts, rl.packedTokens);
   const ordered = parts.flatMap((part) => part.rollouts);
-  // One plan for the whole update, in the order of the micro-batches; each takes its slice.
-  const plan = planAggregation(
-    {
-      lengths: Int32Array.from(ordered, ({ entry }) => entry.tokens.length),
-      groupIds: Int32Array.from(ordered, ({ group }) => group),
-    },
-    { aggregation: aggregationOf(rl) },
-  );
+  // One plan for the whole update of all ranks, in the order of the micro-batches; each takes its slice.
+  const lengths = Int32Array.from(ordered, ({ entry }) => entry.tokens.length);
+  const groupIds = Int32Array.from(ordered, ({ group }) => group);
+  const aggregation = aggregationOf(rl);
+  const plan =
+    ranks.size === 1
+      ? planAggregation({ lengths, groupIds }, { aggregation })
+      : await planAggregationAcross(
+          { lengths, groupIds },
+          { aggregation, worldSize: ranks.size, gradReduction: 'mean' },
+          (values) => ranks.sum(values),
+        );
   watch.lap('data');
   const outcomes: Outcome[] = [];
   let start = 0;
-  for (const part of parts) {
+  for (const [i, part] of parts.entries()) {
     const end = start + part.rollouts.length;
+    if (i === parts.length - 1) ranks.beginBackward();
     outcomes.push(await backward(run, part, plan.slice(start, end)));
     start = end;
   }
   const learningRate = warmedUp(rl.learningRate, run.step + 1, rl.warmupSteps);
-  const gradientNorm = parts.length === 0 ? 0 : await run.optimizer.step(learningRate);
+  let gradientNorm = 0;
+  if (plan.totals.seqs > 0) {
+    await ranks.finishBackward();
+    gradientNorm = await run.optimizer.step(learningRate);
+  }
   watch.lap('train');
   run.step++;
   // Prompts without room were passed over: count by the last one's number.
-  run.prompts = 1 + Math.max(...entries.map(({ promptId }) => Number(promptId)));
+  run.prompts = 1 + (await ranks.max(Math.max(...entries.map(({ promptId }) => Number(promptId)))));
+  run.prompts += (ranks.size - (run.prompts % ranks.size)) % ranks.size;
 
   const stats = outcomes.map((outcome) => outcome.stats);
-  const active = sum(stats.map(({ activeTokens }) => activeTokens));
   const perToken = (value: (stat: PolicyLossStats) => number) =>
-    active === 0 ? 0 : sum(stats.map((stat) => value(stat) * stat.activeTokens)) / active;
-  const count = entries.length;
-  const advMean = perToken(({ advMean }) => advMean);
-  const tokens = sum(parts.map(({ batch }) => batch.totalTokens - batch.numPadTokens));
-  const { generatedTokens, bubbleRatio } = controller;
+    sum(stats.map((stat) => value(stat) * stat.activeTokens));
+  const rows = sum(parts.map(({ batch }) => batch.totalTokens));
+  const local = {
+    count: entries.length,
+    reward: sum(entries.map(({ reward }) => reward!)),
+    format: sum(entries.map(({ id }) => verdicts.get(id)!.formatReward)),
+    truncated: entries.filter(({ truncated }) => truncated).length,
+    loss: sum(stats.map(({ loss }) => loss)) / ranks.size,
+    active: sum(stats.map(({ activeTokens }) => activeTokens)),
+    clippedLow: perToken(({ clipFracLow }) => clipFracLow),
+    clippedHigh: perToken(({ clipFracHigh }) => clipFracHigh),
+    entropy: perToken(({ entropy }) => entropy),
+    approxKl: perToken(({ approxKl }) => approxKl),
+    advantage: perToken(({ advMean }) => advMean),
+    advantageSquare: perToken(({ advMean, advStd }) => advStd ** 2 + advMean ** 2),
+    mismatch: sum(outcomes.map(({ mismatchSum }) => mismatchSum)),
+    groups,
+    flat,
+    generated: controller.generatedTokens,
+    tokens: rows - sum(parts.map(({ batch }) => batch.numPadTokens)),
+    rows,
+    parts: parts.length,
+  };
+  const summed = await ranks.sum(Float64Array.from(Object.values(local)));
+  const all = Object.fromEntries(Object.keys(local).map((key, i) => [key, summed[i]])) as typeof local;
+  const mean = (total: number) => (all.active === 0 ? 0 : total / all.active);
+  const spread = mean(all.advantageSquare) - mean(all.advantage) ** 2;
   run.record({
     phase: 'rl',
     step: run.step,
-    reward: sum(entries.map(({ reward }) => reward!)) / count,
-    formatReward: sum(entries.map(({ id }) => verdicts.get(id)!.formatReward)) / count,
-    loss: sum(stats.map(({ loss }) => loss)),
+    reward: all.reward / all.count,
+    formatReward: all.format / all.count,
+    loss: all.loss,
     learningRate,
     gradientNorm,
-    clipLowFraction: perToken(({ clipFracLow }) => clipFracLow),
-    clipHighFraction: perToken(({ clipFracHigh }) => clipFracHigh),
-    entropy: perToken(({ entropy }) => entropy),
-    approxKl: perToken(({ approxKl }) => approxKl),
+    clipLowFraction: mean(all.clippedLow),
+    clipHighFraction: mean(all.clippedHigh),
+    entropy: mean(all.entropy),
+    approxKl: mean(all.approxKl),
     mismatch: {
-      mean: active === 0 ? 0 : sum(outcomes.map(({ mismatchSum }) => mismatchSum)) / active,
-      max: Math.max(0, ...outcomes.map(({ mismatchMax }) => mismatchMax)),
+      mean: mean(all.mismatch),
+      max: await ranks.max(Math.max(0, ...outcomes.map(({ mismatchMax }) => mismatchMax))),
     },
-    advantages: {
-      mean: advMean,
-      std: Math.sqrt(Math.max(0, perToken((stat) => stat.advStd ** 2 + stat.advMean ** 2) - advMean ** 2)),
+    advantages: { mean: mean(all.advantage), std: Math.sqrt(Math.max(0, spread)) },
+    groups: all.groups,
+    flatGroups: all.flat,
+    lengths: lengthStatistics((await ranks.gather(entries.map(({ tokens }) => tokens.length))).flat()),
+    truncated: all.truncated / all.count,
+    generatedTokens: all.generated,
+    tokens: all.tokens,
+    microBatches: all.parts,
+    paddingRatio: all.rows === 0 ? 0 : 1 - all.tokens / all.rows,
+    machine: {
+      ...run.machine('rl', watch, all.tokens + all.generated),
+      bubbleRatio: controller.bubbleRatio,
     },
-    groups,
-    flatGroups: flat,
-    lengths: lengthStatistics(entries.map((entry) => entry.tokens.length)),
-    truncated: entries.filter(({ truncated }) => truncated).length / count,
-    generatedTokens,
-    tokens,
-    microBatches: parts.length,
-    paddingRatio: tokens === 0 ? 0 : 1 - tokens / sum(parts.map(({ batch }) => batch.totalTokens)),
-    machine: { ...run.machine('rl', watch, tokens + generatedTokens), bubbleRatio },
   });
 }
 
@@ -253,9 +291,9 @@ export async function trainRl(run: Run): Promise<void> {
   const verdicts = new Map<string, Verdict>();
   run.generator.draw = { temperature: rl.temperature };
   const controller = new RolloutController(prompts(run, problems), run.generator, {
-    groupPrompts: rl.prompts,
+    groupPrompts: rl.prompts / run.ranks.size,
     responsesPerPrompt: rl.responses,
-    updateBatch: rl.prompts * rl.responses,
+    updateBatch: (rl.prompts / run.ranks.size) * rl.responses,
     maxTokens: rl.maxNewTokens,
     mode: 'on-policy',
     load: 'grouped',
@@ -276,7 +314,7 @@ export async function trainRl(run: Run): Promise<void> {
     await update(run, batch, verdicts, facts, watch);
     problems.clear();
     verdicts.clear();
-    if (run.step >= rl.steps || run.interrupted) break;
+    if ((await run.agree()) || run.step >= rl.steps) break;
     if (run.step % recipe.checkpointEvery === 0) await run.save();
     watch = new Stopwatch();
   }

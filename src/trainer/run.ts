@@ -6,10 +6,11 @@ import type { CausalLM } from '../nn/index.js';
 import { writeRows } from '../ops/index.js';
 import { memoryStats, scope, Tensor } from '../tensor/index.js';
 import { type Checkpoint, loadCheckpoint, type RunState, saveCheckpoint } from './checkpoint.js';
-import { Generator } from './generate.js';
+import { TextGenerator } from './generate.js';
 import { MetricsFile, readMetrics } from './metrics-file.js';
 import { Optimizer } from './optimizer.js';
-import type { Recipe } from './recipe.js';
+import type { Ranks } from './ranks.js';
+import type { TrainRecipe } from './recipe.js';
 import type { MachineRecord, TrainRecord } from './records.js';
 import { sum } from './statistics.js';
 import type { Task } from './tasks/task.js';
@@ -17,7 +18,7 @@ import type { Task } from './tasks/task.js';
 /** What a run was asked for. */
 export interface RunOptions {
   readonly task: Task;
-  readonly recipe: Recipe;
+  readonly recipe: TrainRecipe;
   /** Folder of the run: checkpoint, records, model. */
   readonly out: string;
   readonly signal?: AbortSignal | undefined;
@@ -40,7 +41,7 @@ export class Stopwatch {
 /** Name of the checkpoint in a run's folder. */
 export const CHECKPOINT = 'checkpoint.safetensors';
 /** Name of the records in a run's folder. */
-export const METRICS = 'metrics.jsonl';
+const METRICS = 'metrics.jsonl';
 
 type Phase = RunState['phase'];
 
@@ -48,6 +49,7 @@ type Phase = RunState['phase'];
 export class Run implements Disposable {
   readonly options: RunOptions;
   readonly model: CausalLM;
+  readonly ranks: Ranks;
   readonly parameters: ReadonlyMap<string, Tensor>;
   readonly records: TrainRecord[];
   phase: Phase = 'sft';
@@ -59,23 +61,27 @@ export class Run implements Disposable {
   batcher: BatcherState | null = null;
   optimizer: Optimizer;
   readonly #config: string;
-  readonly #metrics: MetricsFile;
-  #generator: Generator | undefined;
+  /** Rank 0 writes for all. */
+  readonly #metrics: MetricsFile | undefined;
+  #generator: TextGenerator | undefined;
 
   /** Begins, or goes on from `checkpoint`. */
-  constructor(options: RunOptions, model: CausalLM, config: string, checkpoint?: Checkpoint) {
+  constructor(options: RunOptions, model: CausalLM, ranks: Ranks, config: string, checkpoint?: Checkpoint) {
     this.options = options;
     this.model = model;
+    this.ranks = ranks;
     this.parameters = new Map(model.parameters());
     this.#config = config;
     const state = checkpoint?.state;
     if (state !== undefined) {
       ({ phase: this.phase, step: this.step, prompts: this.prompts } = state);
-      ({ idleSteps: this.idleSteps, batcher: this.batcher } = state);
+      this.idleSteps = state.idleSteps;
+      this.batcher = state.batchers?.[ranks.rank] ?? null;
     }
     const path = join(options.out, METRICS);
-    this.#metrics = new MetricsFile(path, state?.metricsBytes ?? 0);
-    this.records = state === undefined ? [] : readMetrics(path);
+    const bytes = state?.metricsBytes ?? 0;
+    this.#metrics = ranks.rank === 0 ? new MetricsFile(path, bytes) : undefined;
+    this.records = state === undefined ? [] : readMetrics(path).slice(0, state.records);
     this.optimizer = this.#newOptimizer();
     if (checkpoint !== undefined) this.#restore(checkpoint);
   }
@@ -97,10 +103,10 @@ export class Run implements Disposable {
   }
 
   /** A generator over the model, made once. */
-  get generator(): Generator {
+  get generator(): TextGenerator {
     if (this.#generator === undefined) {
       const { task, recipe } = this.options;
-      this.#generator = new Generator(this.model, {
+      this.#generator = new TextGenerator(this.model, {
         slots: recipe.generatorSlots,
         slotTokens: recipe.model.maxTokens,
         stopIds: [task.tokenizer.eosId],
@@ -115,16 +121,25 @@ export class Run implements Disposable {
     return this.phase === 'done';
   }
 
-  /** True when somebody asked for an end: the step at hand is the last. */
-  get interrupted(): boolean {
+  /** True when this rank was asked for an end. */
+  get asked(): boolean {
     return this.options.signal?.aborted ?? false;
+  }
+
+  /** All ranks agreed on an end after the step at hand. */
+  interrupted = false;
+
+  /** Agrees with the other ranks whether to end here. */
+  async agree(): Promise<boolean> {
+    this.interrupted ||= (await this.ranks.max(this.asked ? 1 : 0)) > 0;
+    return this.interrupted;
   }
 
   /** Writes a record down and shows it. */
   record(record: TrainRecord): void {
-    this.#metrics.write(record);
+    this.#metrics?.write(record);
     this.records.push(record);
-    this.options.onRecord?.(record);
+    if (this.ranks.rank === 0) this.options.onRecord?.(record);
   }
 
   /** The machine's part of a record. */
@@ -144,8 +159,10 @@ export class Run implements Disposable {
     this.optimizer = this.#newOptimizer();
   }
 
-  /** Saves everything. @throws `ERR_VARLEN_IO`, the old checkpoint intact */
+  /** Saves everything; all ranks together. @throws `ERR_VARLEN_IO`, the old checkpoint intact */
   async save(): Promise<void> {
+    const batchers = await this.ranks.gather(this.batcher);
+    if (this.#metrics === undefined) return;
     const tensors = new Map<string, Tensor>();
     for (const [name, tensor] of this.parameters) tensors.set(`model.${name}`, tensor);
     for (const [name, tensor] of this.optimizer.state()) tensors.set(name, tensor);
@@ -154,16 +171,17 @@ export class Run implements Disposable {
       config: this.#config,
       phase: this.phase,
       step: this.step,
-      batcher: this.batcher,
+      batchers: batchers.includes(null) ? null : (batchers as BatcherState[]),
       prompts: this.prompts,
       optimizerStep: this.optimizer.steps,
       metricsBytes: this.#metrics.bytes,
+      records: this.records.length,
       idleSteps: this.idleSteps,
     });
   }
 
   [Symbol.dispose](): void {
-    this.#metrics[Symbol.dispose]();
+    this.#metrics?.[Symbol.dispose]();
     this.optimizer[Symbol.dispose]();
     this.#generator?.[Symbol.dispose]();
     this.model.dispose();

@@ -24,41 +24,50 @@ function backward({ model }: Run, batch: PackedBatch, lossScale: number): Tensor
 
 async function trainStep(run: Run, { batch, info }: Step<PackedBatch>, watch: Stopwatch): Promise<void> {
   const { sft } = run.options.recipe;
-  using loss = backward(run, batch, info.lossScale);
+  const { ranks } = run;
+  ranks.beginBackward();
+  // A rank that has run dry takes part with nothing.
+  using loss = info.idle ? undefined : backward(run, batch, info.lossScale);
+  await ranks.finishBackward();
   const learningRate = warmedUp(sft.learningRate, run.step + 1, sft.warmupSteps);
   const gradientNorm = await run.optimizer.step(learningRate);
-  const value = Number((await loss.data())[0]);
+  const value = loss === undefined ? 0 : Number((await loss.data())[0]);
+  // The op has scaled the mean for the mean over ranks.
+  const local = info.lossScale === 0 ? 0 : (value / info.lossScale) * info.localWeight;
+  const totals = Float64Array.of(local, batch.numSeqs, batch.weight, batch.totalTokens);
+  const [lossSum, samples, supervisedTokens, rows] = await ranks.sum(totals);
   watch.lap('train');
   run.step++;
   if (info.idle) run.idleSteps++;
   run.record({
     phase: 'sft',
     step: run.step,
-    // The op has scaled it for the sum over ranks.
-    loss: info.lossScale === 0 ? 0 : value / info.lossScale,
+    loss: info.globalWeight === 0 ? 0 : lossSum / info.globalWeight,
     learningRate,
     gradientNorm,
-    samples: batch.numSeqs,
-    tokens: info.localTokens,
-    supervisedTokens: batch.weight,
-    paddingRatio: 1 - info.localTokens / batch.totalTokens,
-    budgetFill: info.localTokens / sft.packedTokens,
+    samples,
+    tokens: info.globalTokens,
+    supervisedTokens,
+    paddingRatio: rows === 0 ? 0 : 1 - info.globalTokens / rows,
+    budgetFill: info.globalTokens / (sft.packedTokens * ranks.size),
     idleSteps: run.idleSteps,
-    machine: run.machine('sft', watch, info.localTokens),
+    machine: run.machine('sft', watch, info.globalTokens),
   });
 }
 
 /** Trains until the recipe's steps are done or somebody asks for an end; saves now and then. */
 export async function trainSft(run: Run): Promise<void> {
+  const { ranks } = run;
   const { recipe, task } = run.options;
   const { sft, seed, model } = recipe;
   if (run.step >= sft.steps) return;
-  const batcher = new DynamicBatcher<Sample, PackedBatch>(problemSource(task), {
+  const batcher = new DynamicBatcher<Sample, PackedBatch>(problemSource(task, ranks.rank, ranks.size), {
     budget: { packedTokens: sft.packedTokens },
     window: sft.window,
     seed,
     maxSampleTokens: model.maxTokens,
     outlier: 'drop',
+    ...(ranks.metadata === undefined ? {} : { group: ranks.metadata }),
     // Row t of the hidden states predicts token t + 1.
     collateOptions: { labels: 'shifted' },
   });
@@ -67,7 +76,7 @@ export async function trainSft(run: Run): Promise<void> {
   for await (const step of batcher) {
     watch.lap('data');
     await trainStep(run, step, watch);
-    const last = run.step >= sft.steps || run.interrupted;
+    const last = (await run.agree()) || run.step >= sft.steps;
     if (!last && run.step % recipe.checkpointEvery === 0) {
       run.batcher = batcher.state();
       await run.save();

@@ -1,12 +1,14 @@
 /** A whole run: measure, fine-tune, measure, reinforce, measure. */
 import { existsSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { varlenError } from '../errors.js';
+import type { ProcessGroup } from '../dist/index.js';
+import { argumentError, varlenError } from '../errors.js';
 import { CausalLM } from '../nn/index.js';
 import type { DeviceLike } from '../tensor/index.js';
 import { readSafetensors } from '../tensor/index.js';
 import { evaluate } from './evaluate.js';
-import { checkRecipe, type Recipe } from './recipe.js';
+import { Ranks } from './ranks.js';
+import { checkRecipe, type TrainRecipe } from './recipe.js';
 import type { TrainRecord } from './records.js';
 import { trainRl } from './rl.js';
 import { CHECKPOINT, Run, takeWeights } from './run.js';
@@ -17,11 +19,16 @@ import type { Task } from './tasks/task.js';
 /** Options of {@link train}. */
 export interface TrainOptions {
   task: Task;
-  recipe: Recipe;
+  recipe: TrainRecipe;
   /** Folder of the run; made when it is not there. */
   out: string;
   /** Default `'auto'`. */
   device?: DeviceLike;
+  /**
+   * Ranks that train together, each calling `train` with the same options. They share the prompts of every
+   * step; `rl.prompts` is a multiple of their number. Rank 0 writes the files. Default: this process alone.
+   */
+  group?: ProcessGroup;
   /** Go on from the folder's checkpoint; begin when there is none. Default false: begin anew. */
   resume?: boolean;
   /** Weights of another run's checkpoint to begin with, in place of random ones. */
@@ -41,9 +48,10 @@ export interface TrainResult {
 }
 
 /** Everything that decides what a run computes, as text. */
-function configOf({ task, recipe, weights }: TrainOptions): string {
+function configOf({ task, recipe, weights, group }: TrainOptions): string {
   const { checkpointEvery, ...rest } = recipe;
-  return JSON.stringify({ task: task.name, vocabSize: task.tokenizer.vocabSize, weights, ...rest });
+  const ranks = group?.size ?? 1;
+  return JSON.stringify({ task: task.name, vocabSize: task.tokenizer.vocabSize, ranks, weights, ...rest });
 }
 
 async function makeModel({ task, recipe, device = 'auto', weights }: TrainOptions): Promise<CausalLM> {
@@ -68,6 +76,16 @@ async function makeModel({ task, recipe, device = 'auto', weights }: TrainOption
   }
 }
 
+const parametersOf = (model: CausalLM) => Array.from(model.parameters(), ([, tensor]) => tensor);
+
+/** Refuses prompts that cannot be dealt out evenly. */
+function checkShares({ recipe, group }: TrainOptions): void {
+  const size = group?.size ?? 1;
+  if (recipe.rl.prompts % size === 0) return;
+  const problem = `must be a multiple of the ranks; got ${recipe.rl.prompts} for ${size} ranks`;
+  throw argumentError('ERR_VARLEN_RANGE', 'train', 'rl.prompts', problem);
+}
+
 function makeFolder(path: string): void {
   try {
     mkdirSync(path, { recursive: true });
@@ -82,7 +100,7 @@ async function finish(run: Run): Promise<void> {
   const { recipe, task } = run.options;
   if (run.phase === 'sft') {
     if (run.step === 0 && run.records.length === 0) await evaluate(run, 'start');
-    if (run.interrupted) return;
+    if (await run.agree()) return;
     if (task.hasResponses) await trainSft(run);
     if (run.interrupted) return;
     if (recipe.sft.steps > 0) await evaluate(run, 'sft');
@@ -115,15 +133,18 @@ async function finish(run: Run): Promise<void> {
  */
 export async function train(options: TrainOptions): Promise<TrainResult> {
   checkRecipe(options.recipe);
+  checkShares(options);
   makeFolder(options.out);
   const config = configOf(options);
   const saved = options.resume && existsSync(join(options.out, CHECKPOINT));
   const checkpoint = saved ? await Run.load(options.out, config) : undefined;
-  using run = new Run(options, await makeModel(options), config, checkpoint);
+  const model = await makeModel(options);
+  await using ranks = await Ranks.join(options.group, parametersOf(model));
+  using run = new Run(options, model, ranks, config, checkpoint);
   if (!run.done) {
     await finish(run);
     await run.save();
-    if (run.done) await run.model.savePretrained(join(options.out, 'model'));
+    if (run.done && ranks.rank === 0) await run.model.savePretrained(join(options.out, 'model'));
   }
   return { records: run.records, summary: summarize(run.records), interrupted: !run.done };
 }

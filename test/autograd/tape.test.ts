@@ -6,6 +6,7 @@ import {
   memoryStats,
   noGrad,
   Stream,
+  sampling,
   scope,
   Tensor,
   type VarlenAttentionOptions,
@@ -161,6 +162,37 @@ describe('backward', () => {
       using expected = rounded.to('float32');
       expect(read(x.grad)).toEqual(read(expected)); // rounded once, on the way through `to`
       x.grad?.dispose();
+    });
+  });
+
+  test('goes through slices, whose rest has no gradient', () => {
+    scope(() => {
+      const x = parameter(1);
+      const part = x.slice(0, 1, 4).slice(2, 1, 3);
+      part.backward(
+        Tensor.from(Float32Array.of(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12), { shape: [3, 2, 2] }),
+      );
+      const want = new Float32Array(48);
+      for (let i = 0; i < 12; i++)
+        want[8 + 8 * Math.floor(i / 4) + 4 * (Math.floor(i / 2) % 2) + 1 + (i % 2)] = i + 1;
+      expect(read(x.grad)).toEqual(want);
+      dropGradient(x);
+      for (const dtype of ['bfloat16', 'float16'] as const) {
+        const narrow = parameter(2, dtype);
+        narrow
+          .slice(1, 0, 1)
+          .backward(Tensor.from(new Float32Array(24).fill(0.5), { shape: [6, 1, 4], dtype }));
+        expect(read(narrow.grad).filter((value) => value === 0.5)).toHaveLength(24);
+        dropGradient(narrow);
+      }
+      const whole = parameter(3);
+      attend(whole.slice(0, 0, 6), whole, whole).backward(constant(4)); // used as a slice and as itself
+      const other = parameter(3);
+      attend(other, other, other).backward(constant(4));
+      const sums = read(other.grad); // the same three parts, added in another order
+      for (const [i, value] of read(whole.grad).entries()) expect(value).toBeCloseTo(sums[i], 4);
+      dropGradient(whole);
+      dropGradient(other);
     });
   });
 
@@ -442,7 +474,7 @@ describe('an op', () => {
 
   test('without backward refuses tracked tensors', () => {
     scope(() => {
-      const error = thrown(() => parameter(1).slice(0, 0, 2)) as VarlenError;
+      const error = thrown(() => sampling(parameter(1).view([6, 8]), new Int32Array(6))) as VarlenError;
       expect(error).toBeInstanceOf(VarlenError);
       expect(error.code).toBe('ERR_VARLEN_NO_BACKWARD');
     });

@@ -133,10 +133,33 @@ describe('varlen train', () => {
     expect(stderr).toMatch(message);
   });
 
-  test('more ranks than one are refused as long as nothing starts them', async () => {
-    const { code, stderr } = await runVarlen(['train', '--nproc', '2']);
-    expect(code).toBe(1);
-    expect(stderr).toContain('ERR_VARLEN_DIST_UNAVAILABLE');
+  test('--nproc 2 trains on two processes, of which one speaks', { timeout: 180_000 }, async () => {
+    const out = join(folder, 'ranks');
+    const { code, stdout, stderr } = await runVarlen([
+      'train',
+      ...SMALL,
+      '--nproc',
+      '2',
+      '--json',
+      '--out',
+      out,
+    ]);
+    expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+    const lines = jsonLines(stdout);
+    expect(lines.slice(0, -1)).toEqual(jsonLines(readFileSync(join(out, 'metrics.jsonl'), 'utf8')));
+    expect(lines.at(-1)).toMatchObject({ sftSteps: 4, rlSteps: 2 });
+    // The same file on both ranks is bad on both.
+    const bad = await runVarlen([
+      'train',
+      '--task',
+      join(folder, 'none.jsonl'),
+      '--nproc',
+      '2',
+      '--out',
+      out,
+    ]);
+    expect(bad.code).toBe(1);
+    expect(bad.stderr).toMatch(/ERR_VARLEN_IO.*rank \d failed first, with exit code 1/s);
   });
 });
 

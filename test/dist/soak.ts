@@ -52,6 +52,10 @@ async function main(): Promise<void> {
   const counts = new Map<string, number>();
   const latencies: number[] = [];
   const problems: string[] = [];
+  const report = (problem: string) => {
+    problems.push(problem);
+    console.log(problem);
+  };
   console.log(`${schedules} schedules, seed ${seed}`);
   for (let k = 0; k < schedules; k++) {
     const kind = kinds[random.below(kinds.length)];
@@ -83,7 +87,7 @@ async function main(): Promise<void> {
         if (kind === 'kill') latencies.push((said?.at as number) - at);
       } else {
         const how = process.child.signalCode ?? process.child.exitCode ?? 'alive';
-        problems.push(
+        report(
           `#${k} ${kind} of ${victim}/${size}: rank ${rank} ${code} (${how}) ${JSON.stringify(said)} ${process.stderr}`,
         );
         process.child.kill('SIGKILL');
@@ -92,8 +96,7 @@ async function main(): Promise<void> {
     if (kind === 'stop') {
       child.kill('SIGCONT');
       const said = await untilSaid(ranks[victim], 'end', k);
-      if (said === undefined || said.resolved)
-        problems.push(`#${k}: the stopped rank ${JSON.stringify(said)}`);
+      if (said === undefined || said.resolved) report(`#${k}: the stopped rank ${JSON.stringify(said)}`);
     }
     if (kind === 'exit') await ranks[victim].ended;
     if (kind.startsWith('kill')) await ranks[victim].ended;
@@ -109,7 +112,6 @@ async function main(): Promise<void> {
   const at = (q: number) => latencies[Math.min(latencies.length - 1, Math.floor(q * latencies.length))];
   console.log([...counts].map(([kind, count]) => `${kind}: ${count}`).join(', '));
   console.log(`killed to told, ms: median ${at(0.5)}, p99 ${at(0.99)}, max ${at(1)} of ${latencies.length}`);
-  for (const problem of problems) console.log(problem);
   console.log(`${schedules - problems.length} passed, ${problems.length} failed`);
   process.exit(problems.length === 0 ? 0 : 1);
 }

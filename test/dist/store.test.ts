@@ -1,7 +1,9 @@
 /** The key-value store of the rendezvous: the protocol's bytes, the server, the client, hostile peers. */
+import { spawn, spawnSync } from 'node:child_process';
 import { connect, type Socket } from 'node:net';
 import fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
+import { ByteQueue } from '../../src/dist/byte-queue.js';
 import { StoreClient } from '../../src/dist/store-client.js';
 import { startStore } from '../../src/dist/store-host.js';
 import { type StoreLimits, StoreServer } from '../../src/dist/store-server.js';
@@ -136,7 +138,7 @@ describe('the bytes of the protocol', () => {
   test.each([
     ['no validation', Uint8Array.of(1)],
     ['another magic number', Uint8Array.of(0, 1, 2, 3, 4)],
-    ['an unknown request', Buffer.concat([encodeRequest({ kind: 'validate' }), Uint8Array.of(13)])],
+    ['an unknown request', Buffer.concat([encodeRequest({ kind: 'validate' }), Uint8Array.of(14)])],
     ['a second validation', Buffer.concat([encodeRequest({ kind: 'validate' }), Uint8Array.of(0)])],
     ['a key of 2^63 bytes', Buffer.from('00cef7853c030000000000000080', 'hex')],
     ['a key of -1 bytes', Buffer.from('00cef7853c03ffffffffffffffff', 'hex')],
@@ -240,6 +242,49 @@ describe('a store', () => {
   });
 });
 
+const hasTorch =
+  spawnSync('python3', ['-c', 'import importlib.util as u; exit(u.find_spec("torch") is None)']).status === 0;
+if (!hasTorch) console.log('PyTorch is not installed: its store is not tried');
+
+test.runIf(hasTorch)(
+  "PyTorch's client and ours meet in our server",
+  async () => {
+    const { port } = await serve();
+    const store = await client(port);
+    const program = [
+      'import sys, datetime, torch.distributed as dist',
+      `s = dist.TCPStore("127.0.0.1", ${port}, None, False, datetime.timedelta(seconds=60))`,
+      's.set("theirs", "from python")',
+      'assert s.get("ours") == b"from node", s.get("ours")',
+      'assert s.add("counter", 5) == 12',
+      'assert s.check(["ours"]) and not s.check(["none"])',
+      'assert s.compare_set("once", "", "first") == b"first"',
+      'assert s.compare_set("once", "", "second") == b"first"',
+      's.append("list", "a"); s.append("list", "b")',
+      'assert s.multi_get(["list", "once"]) == [b"ab", b"first"]',
+      's.multi_set(["m1", "m2"], ["x", "y"])',
+      'assert s.delete_key("m1")',
+      'try:',
+      '    s.wait(["never"], datetime.timedelta(milliseconds=200)); sys.exit(9)',
+      'except Exception: pass',
+      'assert s.get("m2") == b"y"',
+    ].join('\n');
+    const python = spawn('python3', ['-c', program], { stdio: ['ignore', 'ignore', 'pipe'] });
+    let stderr = '';
+    python.stderr.on('data', (chunk: Buffer) => {
+      stderr += chunk.toString();
+    });
+    // Its client puts a slash before every key.
+    expect(await store.add('/counter', 7)).toBe(7);
+    await store.set('/ours', 'from node');
+    const status = await new Promise((resolve) => python.on('close', resolve));
+    expect({ status, stderr: status === 0 ? '' : stderr }).toEqual({ status: 0, stderr: '' });
+    expect(text(await store.get('/theirs', 1000))).toBe('from python');
+    expect(await store.check(['/m1'])).toBe(false);
+  },
+  120_000,
+);
+
 describe('a hostile peer', () => {
   /** A bare connection, and a promise of its end. */
   async function raw(port: number): Promise<{ socket: Socket; ended: Promise<void> }> {
@@ -324,6 +369,20 @@ describe('a hostile peer', () => {
     await unfinished.ended;
     await expect.poll(() => server.bytes).toBeLessThanOrEqual(1000);
     await works(server.port);
+  });
+
+  test('cannot make a small value hold the large piece it came in', async () => {
+    const server = await serve();
+    const store = await client(server.port);
+    const sent = Promise.all(Array.from({ length: 200 }, (_, i) => store.set(`k${i}`, 'v')));
+    await Promise.all([sent, store.append('k0', new Uint8Array(50_000))]);
+    for (const value of await store.multiGet(['k1', 'k199']))
+      expect(value.buffer.byteLength).toBeLessThan(100);
+    expect(await store.numKeys()).toBe(200);
+    const queue = new ByteQueue();
+    queue.push(Buffer.alloc(60_000, 7));
+    const piece = queue.take(2);
+    expect([piece.length, piece.buffer.byteLength]).toEqual([2, 2]);
   });
 
   test('cannot ask for an answer that is larger than what it sent', async () => {

@@ -139,25 +139,33 @@ async function searched(head: SynthHead, pattern: HeadPattern): Promise<PatternS
 describe('stride and phase are recovered on at least 19 of 20 seeds (P13)', () => {
   const seeds = Array.from({ length: 20 }, (_, i) => i + 1);
 
-  test.each(['grid', 'mixed'] as const)('column lines of %s heads', async (kind) => {
-    let found = 0;
-    for (const seed of seeds) {
-      const head = synthHead({ frames: 84, frameTokens: 49, kind, seed });
-      const pattern = await searched(head, { ...search, vline: true, slash: false });
-      if (pattern.kind === 'grid' && pattern.stride === 49 && pattern.phase === head.phase) found++;
-    }
-    expect(found).toBeGreaterThanOrEqual(19);
-  });
+  test.each(['grid', 'mixed'] as const)(
+    'column lines of %s heads',
+    async (kind) => {
+      let found = 0;
+      for (const seed of seeds) {
+        const head = synthHead({ frames: 84, frameTokens: 49, kind, seed });
+        const pattern = await searched(head, { ...search, vline: true, slash: false });
+        if (pattern.kind === 'grid' && pattern.stride === 49 && pattern.phase === head.phase) found++;
+      }
+      expect(found).toBeGreaterThanOrEqual(19);
+    },
+    120_000,
+  );
 
-  test.each(['slash', 'mixed'] as const)('slashes of %s heads', async (kind) => {
-    let found = 0;
-    for (const seed of seeds) {
-      const head = synthHead({ frames: 84, frameTokens: 49, kind, seed });
-      const pattern = await searched(head, { ...search, vline: false, slash: true });
-      if (pattern.kind === 'grid' && pattern.stride === 49) found++;
-    }
-    expect(found).toBeGreaterThanOrEqual(19);
-  });
+  test.each(['slash', 'mixed'] as const)(
+    'slashes of %s heads',
+    async (kind) => {
+      let found = 0;
+      for (const seed of seeds) {
+        const head = synthHead({ frames: 84, frameTokens: 49, kind, seed });
+        const pattern = await searched(head, { ...search, vline: false, slash: true });
+        if (pattern.kind === 'grid' && pattern.stride === 49) found++;
+      }
+      expect(found).toBeGreaterThanOrEqual(19);
+    },
+    120_000,
+  );
 
   test('a head without lines falls back to verticals and slashes', async () => {
     const head = synthHead({ frames: 84, frameTokens: 49, kind: 'slash', seed: 3 });
@@ -212,14 +220,14 @@ describe('needles are found again', () => {
 
   test('in video: at least 97.7 %', async () => {
     expect(await retention(0, 0, text)).toBeGreaterThanOrEqual(0.977);
-  }, 60_000);
+  }, 120_000);
 
   test('in a mix with a quarter of text: at least 91.3 %', async () => {
     const vision = { ...grid, vline: true, slash: true, stride: 'frame', phase: 'search' } as const;
     expect(await retention(10, 163, { kind: 'q-boundary', by: { text, vision } })).toBeGreaterThanOrEqual(
       0.913,
     );
-  }, 60_000);
+  }, 120_000);
 });
 
 test('recall reaches 0.95 at no more than a tenth of the tiles on video', async () => {

@@ -4,9 +4,9 @@ import { CausalLM, memoryStats, noGrad, scope, Tensor, writeRows } from '../../s
 import { crossEntropyFromHidden } from '../../src/ops/index.js';
 import {
   type GeneratedEvent,
-  Generator,
-  type GeneratorOptions,
   generate,
+  TextGenerator,
+  type TextGeneratorOptions,
 } from '../../src/trainer/generate.js';
 import { thrown } from '../support/thrown.js';
 
@@ -31,12 +31,12 @@ const prompts = Array.from({ length: 12 }, (_, i) => ({
   promptIds: Int32Array.from({ length: 1 + ((i * 5) % 9) }, (_, t) => 3 + ((i + t * t) % (VOCAB - 3))),
 }));
 
-function made(options: Partial<GeneratorOptions> = {}): Generator {
-  return new Generator(model, { slots: 4, slotTokens: 40, stopIds: [STOP], seed: 11, ...options });
+function made(options: Partial<TextGeneratorOptions> = {}): TextGenerator {
+  return new TextGenerator(model, { slots: 4, slotTokens: 40, stopIds: [STOP], seed: 11, ...options });
 }
 
 async function run(
-  options: Partial<GeneratorOptions> = {},
+  options: Partial<TextGeneratorOptions> = {},
   asked = prompts,
   maxNew = 24,
 ): Promise<GeneratedEvent[]> {

@@ -1,9 +1,9 @@
-import { quickRecipe, type Recipe } from '../../src/trainer/recipe.js';
+import { quickRecipe, type TrainRecipe } from '../../src/trainer/recipe.js';
 import type { TrainRecord } from '../../src/trainer/records.js';
 import type { Problem, Task } from '../../src/trainer/tasks/task.js';
 
 /** A run of a second or two that goes through every phase. */
-export const tinyRecipe: Recipe = {
+export const tinyRecipe: TrainRecipe = {
   ...quickRecipe,
   seed: 5,
   model: {

@@ -7,7 +7,7 @@ import { buildSync } from 'esbuild';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { CausalLM, memoryStats } from '../../src/index.js';
 import { readMetrics } from '../../src/trainer/metrics-file.js';
-import type { Recipe } from '../../src/trainer/recipe.js';
+import type { TrainRecipe } from '../../src/trainer/recipe.js';
 import type { RlRecord, SftRecord, TrainRecord } from '../../src/trainer/records.js';
 import { jsonlTask } from '../../src/trainer/tasks/jsonl.js';
 import { knightsAndKnaves } from '../../src/trainer/tasks/knights-and-knaves.js';
@@ -35,7 +35,7 @@ beforeAll(async () => {
   // The loader looks for the package two folders above its own file.
   program = join(root, 'build-cmake', 'test-programs', `train-${process.pid}.cjs`);
   buildSync({
-    entryPoints: [join(root, 'test/trainer/programs/train.ts')],
+    entryPoints: [join(root, 'test/trainer/fixtures/train.ts')],
     outfile: program,
     bundle: true,
     platform: 'node',
@@ -161,7 +161,7 @@ describe('a run that is stopped', () => {
 describe('a checkpoint', () => {
   test('of other options is refused, naming the first that differs', async () => {
     cpSync(join(folder, 'whole'), join(folder, 'mismatch'), { recursive: true });
-    const recipe: Recipe = { ...tinyRecipe, gradientClip: 2 };
+    const recipe: TrainRecipe = { ...tinyRecipe, gradientClip: 2 };
     expect(await rejected(train(options('mismatch', { resume: true, recipe })))).toMatchObject({
       code: 'ERR_VARLEN_STATE_MISMATCH',
       message: expect.stringContaining('gradientClip; got 2, expected 1'),
@@ -214,7 +214,7 @@ test('eight worked problems are learnt by heart', { timeout: 120_000 }, async ()
       .map(({ prompt, response, id }) => JSON.stringify({ prompt: `${id} ${prompt}`, response }))
       .join('\n'),
   );
-  const recipe: Recipe = {
+  const recipe: TrainRecipe = {
     ...tinyRecipe,
     model: { ...tinyRecipe.model, hiddenSize: 64, intermediateSize: 128, numHeads: 4, maxTokens: 512 },
     sft: { ...tinyRecipe.sft, steps: 120, packedTokens: 4096, window: 8, learningRate: 4e-3, weightDecay: 0 },

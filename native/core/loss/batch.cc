@@ -96,10 +96,10 @@ Status Batch::Validate(const Config& config, int64_t num_tokens) const {
   if (token_weights && token_weights.on_host() && !loss_mask) {
     for (int64_t t = 0; t < num_tokens; ++t) {
       if (token_weights.data()[t] >= 0) continue;
-      return Invalid(Code::kWeight, "tokenWeights", "must not be negative or NaN",
-                     "tokenWeights[" + std::to_string(t) +
-                         "] = " + std::to_string(token_weights.data()[t]),
-                     "weights >= 0");
+      return Invalid(
+          Code::kWeight, "tokenWeights", "must not be negative or NaN",
+          "tokenWeights[" + std::to_string(t) + "] = " + std::to_string(token_weights.data()[t]),
+          "weights >= 0");
     }
   }
   if (seq_scale.size() != num_seqs()) {

@@ -45,6 +45,10 @@ TEST_CASE(
   got = Outputs(op);
   CHECK(std::isnan(Get(got[1], 0)));
   CHECK(Get(got[0], 0) == 1);
+  op.gradients = {FromValues(DType::kF32, {2}, {1, INFINITY})};
+  got = Outputs(op);
+  CHECK(Get(got[1], 0) == INFINITY);
+  CHECK(Get(got[0], 0) == 1);
   op.max_norm = -1;
   CHECK(op.Validate().argument == "maxNorm");
   op.max_norm = NAN;

@@ -179,7 +179,7 @@ describe('the verifier', () => {
     ['<answer> Alice knightBob knave Éva knight', 'not part of an answer: "knightBob"'],
     [undefined, 'not a text'],
     [null, 'not a text'],
-    [{ toString: () => '<answer> Alice knight' }, 'not a text'],
+    [{ toString: (): string => '<answer> Alice knight' }, 'not a text'],
   ])('gives nothing for %j', (output, reason) => {
     const verdict = reward(output);
     expect(verdict).toMatchObject({ reward: 0, formatReward: 0 });

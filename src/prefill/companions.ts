@@ -1,0 +1,83 @@
+import { describe, readOptions } from '../check.js';
+import { argumentError } from '../errors.js';
+
+/** Small host functions around a prefill: biases that even out attention over images, and a hand-over. */
+
+function checkNumber(op: string, argument: string, value: unknown, min: number): void {
+  if (typeof value === 'number' && value >= min && value < Infinity) return;
+  throw argumentError(
+    'ERR_VARLEN_RANGE',
+    op,
+    argument,
+    `is out of range; got ${describe(value)}, expected a finite number >= ${min}`,
+  );
+}
+
+/** Options of {@link segmentBias}. */
+export interface SegmentBiasOptions {
+  /** 0 changes nothing, 1 evens the masses out. Default 0.5. */
+  readonly strength?: number;
+  /** Largest bias, either way. Default 4. */
+  readonly maxBias?: number;
+}
+
+/**
+ * Biases to add to the scores of each image's keys so that no image draws most of the attention:
+ * `-strength * ln(mass / mean mass)`, clamped. Give them to `sparsePrefill` as `keyBias`, one per key.
+ *
+ * @param masses attention mass of each image, `[numImages]`; an image without mass gets no bias
+ * @throws `ERR_VARLEN_RANGE` for a negative or infinite number, `ERR_VARLEN_OPTION`
+ *
+ * @example
+ * ```ts
+ * segmentBias([0.5, 0.2, 0.1]); // Float64Array [-0.3143, 0.1438, 0.4904]
+ * ```
+ */
+export function segmentBias(masses: ArrayLike<number>, options?: SegmentBiasOptions): Float64Array {
+  const op = 'segmentBias';
+  const { strength = 0.5, maxBias = 4 } = readOptions(op, options, ['strength', 'maxBias']);
+  checkNumber(op, 'strength', strength, 0);
+  checkNumber(op, 'maxBias', maxBias, 0);
+  const list = Float64Array.from(masses);
+  list.forEach((mass, i) => {
+    checkNumber(op, `masses[${i}]`, mass, 0);
+  });
+  const mean = list.reduce((sum, mass) => sum + mass, 0) / list.length;
+  return list.map((mass) =>
+    mass > 0 ? Math.max(-maxBias, Math.min(maxBias, -strength * Math.log(mass / mean))) : 0,
+  );
+}
+
+/** Times of {@link minCloudTokens}, all in one unit. */
+export interface HandoverTimes {
+  /** Until the device has prefilled the prompt. */
+  readonly devicePrefill: number;
+  /** Until the cloud's first token. */
+  readonly cloudFirstToken: number;
+  /** Between tokens, as the reader sees them. */
+  readonly tokenSpacing: number;
+  /** The device's work to catch up with one token of the cloud. */
+  readonly catchUp: number;
+}
+
+/**
+ * Tokens that the cloud must write before the device can go on without a gap: the smallest k with
+ * `devicePrefill + k catchUp <= cloudFirstToken + k tokenSpacing`; `Infinity` when the device never catches up.
+ *
+ * @throws `ERR_VARLEN_RANGE` for a negative or infinite time, `ERR_VARLEN_OPTION`
+ *
+ * @example
+ * ```ts
+ * minCloudTokens({ devicePrefill: 6, cloudFirstToken: 0.8, tokenSpacing: 0.05, catchUp: 0.002 }); // 109
+ * ```
+ */
+export function minCloudTokens(times: HandoverTimes): number {
+  const op = 'minCloudTokens';
+  const names = ['devicePrefill', 'cloudFirstToken', 'tokenSpacing', 'catchUp'] as const;
+  const known = readOptions(op, times, names);
+  for (const name of names) checkNumber(op, name, known[name], 0);
+  const { devicePrefill, cloudFirstToken, tokenSpacing, catchUp } = known;
+  if (devicePrefill <= cloudFirstToken) return 0;
+  if (tokenSpacing <= catchUp) return Infinity;
+  return Math.ceil((devicePrefill - cloudFirstToken) / (tokenSpacing - catchUp));
+}
