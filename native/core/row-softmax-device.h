@@ -11,17 +11,43 @@
 // tree: a row's bits depend on that row alone. Each logit is read once per pass.
 namespace varlen {
 
-// Logits [num_rows, vocab_size], rows `stride` apart; every pointer is device memory.
+// From a raw dot product to a logit, and back for gradients: z = cap(scale * u) / temperature,
+// where cap(x) = softcap tanh(x / softcap).
+struct DeviceActivation {
+  float temperature = 1, softcap = 0, scale = 1;
+
+  SIMT_FN float Forward(float u) const {
+    if (softcap == 0) return u * (scale / temperature);
+    return simt::Tanh(u * (scale / softcap)) * (softcap / temperature);
+  }
+  // du from dz at the logit z.
+  SIMT_FN float Backward(float dz, float z) const {
+    const float scaled = dz * (scale / temperature);
+    if (softcap == 0) return scaled;
+    const float tanh = z * (temperature / softcap);
+    return scaled * (1 - tanh * tanh);
+  }
+};
+
+// Logits [num_rows, vocab_size], rows `stride` apart; every pointer is device memory. No row is
+// read whose mask or weight is 0.
 template <class T>
 struct DeviceLogits {
   const T* logits;
   int64_t stride;
-  const uint8_t* mask;     // [num_rows] or null: rows that count; no other is read
+  const uint8_t* mask;     // [num_rows] or null
+  const float* weights;    // [num_rows] or null
   const int32_t* targets;  // [num_rows]
   int64_t num_rows, vocab_size;
-  float inverse_temperature;
+  DeviceActivation activation;
   bool vector_access;  // rows begin at multiples of 16 bytes
 };
+
+// The mask is asked first: where it is 0, neither weight nor target is looked at.
+SIMT_FN bool RowCounts(const uint8_t* mask, const float* weights, int64_t row) {
+  if (mask != nullptr && simt::Load(mask + row) == 0) return false;
+  return weights == nullptr || simt::Load(weights + row) != 0;
+}
 
 namespace internal {
 
@@ -90,28 +116,33 @@ SIMT_FN int ChunkLength(int64_t first, int64_t vocab_size) {
 
 }  // namespace internal
 
-// lse = ln sum e^z, logprob = z[target] - lse, and where asked H = -sum p ln p and sum p^2; all 0
-// where the row does not count. A target outside the vocabulary gives NaN (DeviceTargetCheck says
-// where). A row whose logits are all -infinity has no distribution: NaN.
-template <class T>
+// What one pass over a row finds. A target outside the vocabulary has the logit NaN
+// (DeviceTargetCheck says where). A row whose logits are all -infinity has no distribution: NaN.
+struct RowFacts {
+  double lse;          // ln sum e^z
+  float target_logit;  // z[target]
+  float entropy;       // -sum p ln p
+  float sum_squares;   // sum p^2
+  float mean_logit;    // of z
+};
+
+// Sink::Write(row, counts, statistics) takes them; those of a row that does not count are 0.
+template <class T, class Sink>
 struct DeviceRowStatistics {
   static constexpr int kThreads = 256;
   static constexpr int kMinBlocks = 2;
   static constexpr int kWarps = kThreads / simt::kWarpSize;
-  static constexpr int64_t kSharedBytes = 4 * kWarps * sizeof(double);
+  static constexpr int64_t kSharedBytes = 5 * kWarps * sizeof(double);
 
   struct Params {
     DeviceLogits<T> in;
-    double* lse;         // [num_rows]
-    float* logprobs;     // [num_rows]
-    float* entropies;    // [num_rows] or null
-    float* sum_squares;  // [num_rows] or null
+    Sink sink;
   };
 
   static SIMT_FN void Run(const Params& p, unsigned char* shared) {
     for (int64_t row = simt::BlockIndex(); row < p.in.num_rows; row += simt::GridSize()) {
-      if (p.in.mask != nullptr && simt::Load(p.in.mask + row) == 0) {
-        if (simt::ThreadIndex() == 0) Write(p, row, 0, 0, 0, 0);
+      if (!RowCounts(p.in.mask, p.in.weights, row)) {
+        if (simt::ThreadIndex() == 0) p.sink.Write(row, false, {});
         continue;
       }
       Statistics(p, row, reinterpret_cast<double*>(shared));
@@ -126,6 +157,7 @@ struct DeviceRowStatistics {
     double exp = 0;      // sum e^(z - max)
     double shifted = 0;  // sum e^(z - max) (z - max)
     double squares = 0;  // sum e^(2 (z - max))
+    double logits = 0;   // sum z
 
     static SIMT_FN float ShiftOf(float max) { return max == -simt::Infinity() ? 0.0f : max; }
 
@@ -150,7 +182,7 @@ struct DeviceRowStatistics {
     }
     if (max > sums.max) sums.MoveTo(max);
     const float shift = Sums::ShiftOf(max);
-    float exp = 0, shifted = 0, squares = 0;
+    float exp = 0, shifted = 0, squares = 0, logits = 0;
     SIMT_UNROLL
     for (int i = 0; i < internal::kChunk; ++i) {
       if (i >= count) continue;
@@ -159,10 +191,12 @@ struct DeviceRowStatistics {
       // Not e * x alone: 0 * -infinity is no number, and an impossible token adds nothing.
       if (e > 0) shifted += e * x;
       squares += e * e;
+      logits += z[i];
     }
     sums.exp += exp;
     sums.shifted += shifted;
     sums.squares += squares;
+    sums.logits += logits;
   }
 
   static SIMT_FN void Statistics(const Params& p, int64_t row, double* shared) {
@@ -175,7 +209,7 @@ struct DeviceRowStatistics {
       const int count = internal::ChunkLength(first, in.vocab_size);
       internal::LoadChunk(logits, first, count, in.vector_access, z);
       SIMT_UNROLL
-      for (int i = 0; i < internal::kChunk; ++i) z[i] *= in.inverse_temperature;
+      for (int i = 0; i < internal::kChunk; ++i) z[i] = in.activation.Forward(z[i]);
       Add(z, count, sums);
     }
 
@@ -191,10 +225,12 @@ struct DeviceRowStatistics {
     const double exp = FoldLanes(Fold::kSum, sums.exp);
     const double shifted = FoldLanes(Fold::kSum, sums.shifted);
     const double squares = FoldLanes(Fold::kSum, sums.squares);
+    const double sum_logits = FoldLanes(Fold::kSum, sums.logits);
     if (first_lane) {
       simt::Store(shared + kWarps + warp, exp);
       simt::Store(shared + 2 * kWarps + warp, shifted);
       simt::Store(shared + 3 * kWarps + warp, squares);
+      simt::Store(shared + 4 * kWarps + warp, sum_logits);
     }
     simt::SyncThreads();
     if (simt::ThreadIndex() != 0) return;
@@ -204,21 +240,15 @@ struct DeviceRowStatistics {
     const int32_t target = simt::Load(in.targets + row);
     float logit = simt::BitsToFloat(0x7fc00000);
     if (target >= 0 && target < in.vocab_size) {
-      logit = LoadFloat(logits + target) * in.inverse_temperature;
+      logit = in.activation.Forward(LoadFloat(logits + target));
     }
-    const double log_total = std::log(total), lse = Sums::ShiftOf(max) + log_total;
-    // A difference of doubles: near 0 the log-probability keeps its digits.
-    Write(p, row, lse, static_cast<float>(logit - lse),
-          static_cast<float>(log_total - total_shifted / total),
-          static_cast<float>(total_squares / (total * total)));
-  }
-
-  static SIMT_FN void Write(const Params& p, int64_t row, double lse, float logprob, float entropy,
-                            float squares) {
-    simt::Store(p.lse + row, lse);
-    simt::Store(p.logprobs + row, logprob);
-    if (p.entropies != nullptr) simt::Store(p.entropies + row, entropy);
-    if (p.sum_squares != nullptr) simt::Store(p.sum_squares + row, squares);
+    const double total_logits = FoldFew<kWarps>(Fold::kSum, shared + 4 * kWarps);
+    const double log_total = std::log(total);
+    p.sink.Write(row, true,
+                 {Sums::ShiftOf(max) + log_total, logit,
+                  static_cast<float>(log_total - total_shifted / total),
+                  static_cast<float>(total_squares / (total * total)),
+                  static_cast<float>(total_logits / static_cast<double>(in.vocab_size))});
   }
 };
 
@@ -230,7 +260,8 @@ struct DeviceTargetCheck {
   static constexpr int64_t kSharedBytes = 2 * kWarps * sizeof(double);
 
   struct Params {
-    const uint8_t* mask;  // [num_rows] or null
+    const uint8_t* mask;   // [num_rows] or null
+    const float* weights;  // [num_rows] or null
     const int32_t* targets;
     int64_t num_rows, vocab_size;
     double* found;  // [2]: count, first row (infinity without one)
@@ -241,7 +272,7 @@ struct DeviceTargetCheck {
     auto* partial = reinterpret_cast<double*>(shared);
     double count = 0, first = FoldIdentity(Fold::kMin);
     for (int64_t row = simt::ThreadIndex(); row < p.num_rows; row += kThreads) {
-      if (p.mask != nullptr && simt::Load(p.mask + row) == 0) continue;
+      if (!RowCounts(p.mask, p.weights, row)) continue;
       const int32_t target = simt::Load(p.targets + row);
       if (target >= 0 && target < p.vocab_size) continue;
       if (count == 0) first = static_cast<double>(row);
@@ -260,12 +291,15 @@ struct DeviceTargetCheck {
   }
 };
 
-// What a row's gradient is made of: dz = p scale + p ln p slope, plus `at_target` at the target.
+// What a row's gradient is made of: dz = p scale + p ln p slope + offset, plus `at_target` at the
+// target.
 struct RowGradient {
-  float scale, slope, at_target;
+  float scale, slope, offset, at_target;
+
+  SIMT_FN bool IsZero() const { return scale == 0 && slope == 0 && offset == 0 && at_target == 0; }
 };
 
-// d_logits = dz / temperature, in the place of the logits too. Source::Of(params, row) gives the
+// d_logits = du, in the place of the logits too. Source::Of(params, row) gives the
 // RowGradient of a row. A row of zeros is written 0 and not read.
 template <class T, class Source>
 struct DeviceRowGradients {
@@ -286,7 +320,7 @@ struct DeviceRowGradients {
     const DeviceLogits<T>& in = p.in;
     for (int64_t row = simt::BlockIndex(); row < in.num_rows; row += simt::GridSize()) {
       const RowGradient g = p.source.Of(row);
-      const bool zero = g.scale == 0 && g.slope == 0 && g.at_target == 0;
+      const bool zero = g.IsZero();
       const T* from = in.logits + row * in.stride;
       T* to = p.d_logits + row * p.d_stride;
       // The log-sum-exp in two floats, the first of which subtracts without error from logits near
@@ -302,18 +336,35 @@ struct DeviceRowGradients {
           internal::LoadChunk(from, first, count, in.vector_access, z);
           SIMT_UNROLL
           for (int i = 0; i < internal::kChunk; ++i) {
-            const float log_p = z[i] * in.inverse_temperature - high - low;
+            const float logit = in.activation.Forward(z[i]);
+            const float log_p = logit - high - low;
             const float probability = simt::Exp2(log_p * internal::kLog2e);
-            float dz = probability * g.scale;
+            float dz = probability * g.scale + g.offset;
             // An impossible token has log p = -infinity.
             if (g.slope != 0 && probability != 0) dz += g.slope * log_p * probability;
             if (first + i == target) dz += g.at_target;
-            z[i] = dz * in.inverse_temperature;
+            z[i] = in.activation.Backward(dz, logit);
           }
         }
         internal::StoreChunk(z, to, first, count, p.vector_stores);
       }
     }
+  }
+};
+
+// Of the policy loss.
+struct LossRowSink {
+  double* lse;         // [num_rows]
+  float* logprobs;     // [num_rows]
+  float* entropies;    // [num_rows] or null
+  float* sum_squares;  // [num_rows] or null
+
+  SIMT_FN void Write(int64_t row, bool, const RowFacts& s) const {
+    simt::Store(lse + row, s.lse);
+    // A difference of doubles: near 0 the log-probability keeps its digits.
+    simt::Store(logprobs + row, static_cast<float>(s.target_logit - s.lse));
+    if (entropies != nullptr) simt::Store(entropies + row, s.entropy);
+    if (sum_squares != nullptr) simt::Store(sum_squares + row, s.sum_squares);
   }
 };
 
@@ -327,10 +378,10 @@ struct LossRowGradients {
   SIMT_FN RowGradient Of(int64_t row) const {
     const float by_logprob = simt::Load(d_logprobs + row);
     const float by_entropy = d_entropies == nullptr ? 0.0f : simt::Load(d_entropies + row);
-    if (by_logprob == 0 && by_entropy == 0) return {0, 0, 0};  // masked and dropped rows
+    if (by_logprob == 0 && by_entropy == 0) return {};  // masked and dropped rows
     const float factor = simt::Load(d_loss), c = factor * by_logprob, e = factor * by_entropy;
     const float entropy = by_entropy == 0 ? 0.0f : simt::Load(entropies + row);
-    return {-c - e * entropy, -e, c};
+    return {-c - e * entropy, -e, 0, c};
   }
 };
 

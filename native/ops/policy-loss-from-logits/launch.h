@@ -7,13 +7,13 @@
 namespace varlen::policy_loss_from_logits {
 
 template <class T>
-using RowStatistics = DeviceRowStatistics<T>;
+using LossRows = DeviceRowStatistics<T, LossRowSink>;
 template <class T>
 using RowGradients = DeviceRowGradients<T, LossRowGradients>;
 
 // Also counts targets outside the vocabulary, into check.found.
 template <class T>
-int LaunchRowStatistics(int multiprocessors, const typename RowStatistics<T>::Params& params,
+int LaunchRowStatistics(int multiprocessors, const typename LossRows<T>::Params& params,
                         const DeviceTargetCheck::Params& check, void* stream);
 template <class T>
 int LaunchRowGradients(int multiprocessors, const typename RowGradients<T>::Params& params,

@@ -97,18 +97,18 @@ Rows Emulate(const Shape& shape, const Rows& given, const Run& run = {}) {
   const simt::GlobalArray<double> lse(rows), found(2);
   const simt::GlobalArray<float> logprobs(rows), entropies(rows), squares(rows);
   const bool aligned = run.vector_access && stride * sizeof(T) % 16 == 0;
-  const DeviceLogits<T> in{logits.data(), stride, mask.data(),      targets.data(),
-                           rows,          n,      1 / kTemperature, aligned};
+  const DeviceLogits<T> in{logits.data(), stride, mask.data(),          nullptr, targets.data(),
+                           rows,          n,      {kTemperature, 0, 1}, aligned};
   const auto check = [](const simt::LaunchResult& result) {
     CHECK(std::string(result.message()) == "");
   };
-  check(simt::Launch<DeviceTargetCheck>(1, DeviceTargetCheck::kSharedBytes,
-                                        {mask.data(), targets.data(), rows, n, found.data()},
-                                        {.seed = run.seed}));
-  using Statistics = RowStatistics<T>;
+  check(simt::Launch<DeviceTargetCheck>(
+      1, DeviceTargetCheck::kSharedBytes,
+      {mask.data(), nullptr, targets.data(), rows, n, found.data()}, {.seed = run.seed}));
+  using Statistics = LossRows<T>;
   check(simt::Launch<Statistics>(
       run.blocks, Statistics::kSharedBytes,
-      {in, lse.data(), logprobs.data(), entropies.data(), squares.data()}, {.seed = run.seed}));
+      {in, {lse.data(), logprobs.data(), entropies.data(), squares.data()}}, {.seed = run.seed}));
   const simt::GlobalArray<float> d_loss(std::vector<float>{kDLoss}), d_logprobs(given.d_logprobs),
       d_entropies(given.d_entropies);
   const simt::GlobalArray<T>& to = run.in_place ? logits : beside;
@@ -352,11 +352,11 @@ void CheckChain(loss::Level level, uint32_t seed) {
     CHECK(std::string(result.message()) == "");
   };
 
-  const DeviceLogits<T> in{logits.data(), n, mask.data(),      targets.data(),
-                           rows,          n, 1 / kTemperature, false};
-  check(simt::Launch<RowStatistics<T>>(
-      3, RowStatistics<T>::kSharedBytes,
-      {in, lse.data(), logprobs.data(), entropies.data(), squares.data()}, {.seed = seed}));
+  const DeviceLogits<T> in{logits.data(), n, mask.data(),          nullptr, targets.data(),
+                           rows,          n, {kTemperature, 0, 1}, false};
+  check(simt::Launch<LossRows<T>>(
+      3, LossRows<T>::kSharedBytes,
+      {in, {lse.data(), logprobs.data(), entropies.data(), squares.data()}}, {.seed = seed}));
   loss::DeviceArguments a{};
   a.config = p.config;
   a.in.num_tokens = rows;
