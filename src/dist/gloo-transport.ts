@@ -109,11 +109,16 @@ export async function connectMesh(options: MeshOptions): Promise<Transport> {
       });
     }
     poison.close();
-    if (rendezvous.serves) await sleep(LINGER_MS);
+    if (rendezvous.serves) linger();
     throw own;
   } finally {
     store.close();
   }
+}
+
+/** Keeps a process that has nothing else to do. */
+function linger(): void {
+  setTimeout(() => {}, LINGER_MS);
 }
 
 function setupCode(error: unknown): GroupFailure['code'] {
@@ -423,8 +428,8 @@ class GlooTransport implements Transport {
     const givenUp =
       failure.code === 'ERR_VARLEN_DIST_TIMEOUT' && failure.missingRanks?.includes(this.rank) === true;
     const own = givenUp ? { ...failure, code: 'ERR_VARLEN_DIST_PEER_LOST' as const } : failure;
-    if (this.#options.rendezvous.serves) setTimeout(() => this.onFailure(own), LINGER_MS);
-    else this.onFailure(own);
+    if (this.#options.rendezvous.serves) linger();
+    this.onFailure(own);
   }
 
   #released = false;
