@@ -71,26 +71,26 @@ struct Config {
   int64_t hash_low = 0;  // of the plan's lengths, see length_hash.h
   int64_t hash_high = 0;
 
-  Level level() const { return static_cast<Level>(ratio_level); }
-  Clip clip_rule() const { return static_cast<Clip>(clip_kind); }
-  Kl kl() const { return static_cast<Kl>(kl_kind); }
-  Importance importance() const { return static_cast<Importance>(kl_importance); }
-  Correction rollout() const { return static_cast<Correction>(correction); }
-  NonFinite when_non_finite() const { return static_cast<NonFinite>(non_finite); }
+  constexpr Level level() const { return static_cast<Level>(ratio_level); }
+  constexpr Clip clip_rule() const { return static_cast<Clip>(clip_kind); }
+  constexpr Kl kl() const { return static_cast<Kl>(kl_kind); }
+  constexpr Importance importance() const { return static_cast<Importance>(kl_importance); }
+  constexpr Correction rollout() const { return static_cast<Correction>(correction); }
+  constexpr NonFinite when_non_finite() const { return static_cast<NonFinite>(non_finite); }
 
   // The weights c_t of the rollout correction are in use.
-  bool weighs_rollout() const {
+  constexpr bool weighs_rollout() const {
     return rollout() != Correction::kNone && rollout() != Correction::kBypass;
   }
   // The ratio needs a sum over the sequence before any token's loss.
-  bool sums_ratio() const {
+  constexpr bool sums_ratio() const {
     return level() == Level::kSequence || level() == Level::kSequenceToken ||
            clip_rule() == Clip::kGmpo || clip_rule() == Clip::kVespo;
   }
   // Every token's derivative is the sequence's: a third pass.
-  bool broadcasts() const { return level() == Level::kSequence || clip_rule() == Clip::kGmpo; }
+  constexpr bool broadcasts() const { return level() == Level::kSequence || clip_rule() == Clip::kGmpo; }
   // Something of the policies enters the loss, so that x_t is needed.
-  bool reads_old() const { return !on_policy && (level() != Level::kNone || weighs_rollout()); }
+  constexpr bool reads_old() const { return !on_policy && (level() != Level::kNone || weighs_rollout()); }
 
   template <class Visitor>
   void Visit(Visitor& v) {

@@ -16,6 +16,7 @@
 
 #include "core/loss/length_hash.h"
 #include "core/loss/loss.h"
+#include "core/loss/sequence.h"
 #include "core/parallel.h"
 #include "core/workspace.h"
 
@@ -52,19 +53,6 @@ struct Partial {
   double derivative;                // of the loss by the sequence's mean log ratio
   double x, y, weight, log_weight;  // of the first pass
   Problem non_finite, positive, bad_weight, missing;
-};
-
-// What every token of a sequence shares.
-struct SequenceState {
-  int64_t first_block, num_blocks;
-  double length;                     // active tokens
-  double derivative;                 // over length, times s_i
-  float ratio;                       // of the sequence
-  float phi_positive, phi_negative;  // VESPO
-  float weight;                      // of a correction per sequence; 0 or 1 for sequence-geo-mask
-  bool held;                         // the ratio is at its bound and does not move
-  bool out_of_bounds;                // of the correction
-  float poison;                      // NaN when a token spreads it, else 0
 };
 
 struct Call {
@@ -786,7 +774,6 @@ void ListBlocks(const Inputs& in, Block* blocks, SequenceState* sequences) {
     SequenceState& state = sequences[i];
     state = {};
     state.first_block = count;
-    state.ratio = state.phi_positive = state.phi_negative = state.weight = 1;
     for (int64_t begin = in.cu_seqlens[i]; begin < end; begin += kBlock) {
       blocks[count++] = {begin, static_cast<int32_t>(std::min(kBlock, end - begin)),
                          static_cast<int32_t>(i)};
@@ -802,63 +789,10 @@ double SumOver(const Call& call, const SequenceState& state, const Get& get) {
   return sum;
 }
 
-// VESPO's phi for one sign of the advantage.
-float Phi(double k, double lambda, double log_weight) {
-  const double phi = std::exp(lambda + k * log_weight - lambda * std::exp(log_weight));
-  return std::isinf(phi) ? 0.0f : static_cast<float>(phi);
-}
-
-// What follows from a sequence's sums, before any token's loss.
-void SetRatio(const Call& call, SequenceState& state) {
-  const Config& config = call.config;
-  const double x = SumOver(call, state, [](const Partial& p) { return p.x; });
-  if (std::isnan(x)) state.poison = std::numeric_limits<float>::quiet_NaN();
-  if (config.clip_rule() == Clip::kVespo) {
-    double log_weight = x;
-    if (config.weighs_rollout()) {
-      log_weight += SumOver(call, state, [](const Partial& p) { return p.log_weight; }) +
-                    state.length * std::log(double{call.inverse_mean_weight});
-    }
-    log_weight = std::clamp(log_weight, kVespoLogLow, kVespoLogHigh);
-    state.phi_positive = Phi(config.clip[0], config.clip[1], log_weight);
-    state.phi_negative = Phi(config.clip[2], config.clip[3], log_weight);
-    return;
-  }
-  double mean = x / state.length;
-  if (config.level() == Level::kSequenceToken && mean > kSequenceTokenClamp) {
-    mean = kSequenceTokenClamp;
-    state.held = true;
-  }
-  state.ratio = static_cast<float>(std::exp(mean));
-}
-
-void SetWeight(const Call& call, SequenceState& state) {
-  const Config& config = call.config;
-  const double y = SumOver(call, state, [](const Partial& p) { return p.y; });
-  const bool geometric = config.rollout() == Correction::kSequenceGeoMask;
-  const double ratio = std::exp(geometric ? y / state.length : y);
-  state.out_of_bounds = ratio < config.correction_low || ratio > config.correction_high;
-  if (config.rollout() == Correction::kSequenceTruncate) {
-    state.weight =
-        static_cast<float>(std::clamp(ratio, config.correction_low, config.correction_high));
-  } else {
-    state.weight = state.out_of_bounds ? 0.0f : geometric ? 1.0f : static_cast<float>(ratio);
-  }
-}
-
-bool CorrectsSequences(const Config& config) {
-  return config.rollout() == Correction::kSequenceTruncate ||
-         config.rollout() == Correction::kSequenceMask ||
-         config.rollout() == Correction::kSequenceGeoMask;
-}
-
 // The sums that must be known before the losses: of log ratios, of the correction.
 Status SumSequences(Call& call, const Pieces& pieces) {
   const Config& config = call.config;
-  const bool sequences = CorrectsSequences(config);
-  const bool weights =
-      config.correction_mean < 0 || (config.clip_rule() == Clip::kVespo &&
-                                     config.level() != Level::kNone && config.weighs_rollout());
+  const bool sequences = CorrectsSequences(config), weights = SumsWeights(config);
   const bool ratios = config.sums_ratio();
   if (!sequences && !weights && !ratios) return {};
   const auto pass = [&](bool with_weights) {
@@ -870,7 +804,9 @@ Status SumSequences(Call& call, const Pieces& pieces) {
     SequenceState& state = call.sequences[i];
     state.length = SumOver(call, state, [](const Partial& p) { return p.sums[kActiveTokens]; });
     tokens += state.length;
-    if (sequences && state.length > 0) SetWeight(call, state);
+    if (sequences && state.length > 0) {
+      SetWeight(config, SumOver(call, state, [](const Partial& p) { return p.y; }), state);
+    }
   }
   if (weights && sequences) {
     if (Status status = pass(true); !status.ok()) return status;
@@ -883,7 +819,11 @@ Status SumSequences(Call& call, const Pieces& pieces) {
     if (sum > 0) call.inverse_mean_weight = static_cast<float>(tokens / sum);
   }
   for (int64_t i = 0; i < call.in.num_seqs && ratios; ++i) {
-    if (call.sequences[i].length > 0) SetRatio(call, call.sequences[i]);
+    SequenceState& state = call.sequences[i];
+    if (state.length == 0) continue;
+    const double x = SumOver(call, state, [](const Partial& p) { return p.x; });
+    const double log_weights = SumOver(call, state, [](const Partial& p) { return p.log_weight; });
+    SetRatio(config, x, log_weights, call.inverse_mean_weight, state);
   }
   return {};
 }

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/dtype.h"
+#include "core/loss/arrays.h"
 #include "core/loss/config.h"
 #include "core/status.h"
 #include "core/tensor.h"
@@ -17,38 +17,7 @@
 // tree, blocks and then sequences in index order in float64.
 namespace varlen::loss {
 
-inline constexpr int64_t kBlock = 1024;  // tokens
 inline constexpr int64_t kReductionLanes = 16;
-
-// Null pointers stand for absent arrays. Lengths: num_tokens (T) or num_seqs (S).
-struct Inputs {
-  int64_t num_tokens = 0;
-  int64_t num_seqs = 0;
-  const int32_t* cu_seqlens = nullptr;  // [S + 1]
-  const void* logprobs = nullptr;       // [T], float, half or bfloat16
-  DType logprobs_dtype = DType::kF32;
-  const float* old_logprobs = nullptr;      // [T]
-  const float* ref_logprobs = nullptr;      // [T]
-  const float* rollout_logprobs = nullptr;  // [T]
-  const float* kept_log_mass = nullptr;     // [T]
-  const uint8_t* loss_mask = nullptr;       // [T]
-  const uint8_t* kl_mask = nullptr;         // [T]
-  const float* advantages = nullptr;        // [S] or [T]
-  bool advantages_per_token = false;
-  const float* token_weights = nullptr;  // [T]
-  const float* seq_scale = nullptr;      // [S]
-  const float* entropies = nullptr;      // [T]
-};
-
-struct Outputs {
-  float* loss = nullptr;               // [1]
-  float* d_logprobs = nullptr;         // [T], 0 at masked positions
-  double* sums = nullptr;              // [kNumSums]
-  float* per_token_loss = nullptr;     // [T] or null: the bracket, without s_i
-  float* sequence_losses = nullptr;    // [S] or null: sum of the bracket
-  int32_t* sequence_tokens = nullptr;  // [S] or null: active tokens
-  float* d_entropies = nullptr;        // [T] or null: derivative of the loss by each H_t
-};
 
 // Computes every output, then reports what is wrong with the values, if anything.
 Status Evaluate(const Config& config, const Inputs& in, const Outputs& out);

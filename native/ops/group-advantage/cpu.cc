@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <limits>
 #include <string>
 #include <vector>
 
@@ -12,18 +11,8 @@
 namespace varlen::group_advantage {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-struct Group {
+struct Group : GroupStatistics {
   int32_t id;
-  int64_t n = 0;
-  double mean = 0, squares = 0, min = kInfinity, max = -kInfinity;
-  double length = 0, length_reward = 0;  // OPO
-  double second = -kInfinity;            // pass@k
-  int64_t best = -1;
-
-  double Std() const { return n < 2 ? 0 : std::sqrt(squares / static_cast<double>(n - 1)); }
-  bool NoSpread() const { return max - min <= 1e-6 * std::max(1.0, std::abs(max)); }
 };
 
 // Group ids in order of appearance, by an open hash table of twice as many places.
@@ -47,28 +36,6 @@ class GroupTable {
  private:
   std::vector<int32_t> places_;
 };
-
-double AdvantageOf(const Forward& p, const Group& group, double reward, int64_t i,
-                   double batch_std) {
-  const auto n = static_cast<double>(group.n);
-  switch (static_cast<Estimator>(p.estimator)) {
-    case Estimator::kGrpo:
-      return (reward - group.mean) / (group.Std() + p.eps);
-    case Estimator::kNoStd:
-      return reward - group.mean;
-    case Estimator::kBatchStd:
-      return (reward - group.mean) / (batch_std + p.eps);
-    case Estimator::kRloo:
-      return (reward - group.mean) * n / (n - 1);
-    case Estimator::kMaxRl:
-      return (reward - group.mean) / (group.mean + p.eps);
-    case Estimator::kOpo:
-      return reward - group.length_reward / group.length;
-    case Estimator::kPassK:
-      return i == group.best ? (reward - group.second) / (group.Std() + p.eps) : 0;
-  }
-  return 0;
-}
 
 Status Refuse(const Group& group, Code code, const std::string& problem, double got,
               const std::string& expected) {
@@ -124,24 +91,25 @@ Status RunCpu(const Forward& p) {
   }
   const double batch_std = scored < 2 ? 0 : std::sqrt(batch_squares / (scored - 1));
 
-  const bool maxrl = static_cast<Estimator>(p.estimator) == Estimator::kMaxRl;
+  const auto estimator = static_cast<Estimator>(p.estimator);
+  const auto singleton = static_cast<Singleton>(p.singleton);
   for (const Group& group : groups) {
-    if (group.n == 1 && static_cast<Singleton>(p.singleton) == Singleton::kError) {
-      return Refuse(group, Code::kSingletonGroup, "has a group of one scored answer", 1,
-                    "at least 2 answers per group");
-    }
-    if (maxrl && group.n > 1 && !group.NoSpread() && !(group.mean > 0)) {
-      return Refuse(group, Code::kRange, "has a group mean out of range", group.mean,
-                    "a mean above 0 under estimator 'maxrl'");
+    switch (RefusalOf(estimator, singleton, group)) {
+      case Refusal::kNone:
+        break;
+      case Refusal::kSingleton:
+        return Refuse(group, Code::kSingletonGroup, "has a group of one scored answer", 1,
+                      "at least 2 answers per group");
+      case Refusal::kMean:
+        return Refuse(group, Code::kRange, "has a group mean out of range", group.mean,
+                      "a mean above 0 under estimator 'maxrl'");
     }
   }
   for (int64_t i = 0; i < num_seqs; ++i) {
-    const Group& group = groups[group_of[i]];
     double advantage = 0;
-    if (counts(i) && group.n == 1) {
-      if (static_cast<Singleton>(p.singleton) == Singleton::kRaw) advantage = rewards[i];
-    } else if (counts(i) && !group.NoSpread()) {
-      advantage = AdvantageOf(p, group, rewards[i], i, batch_std);
+    if (counts(i)) {
+      advantage =
+          AdvantageOf(estimator, singleton, p.eps, groups[group_of[i]], rewards[i], i, batch_std);
     }
     advantages[i] = static_cast<float>(advantage);
   }

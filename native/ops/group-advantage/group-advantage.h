@@ -5,6 +5,7 @@
 #include "core/status.h"
 #include "core/tensor.h"
 #include "core/visit.h"
+#include "ops/group-advantage/estimator.h"
 
 // Advantages of answers relative to the other answers of their prompt, in float64 inside.
 //
@@ -19,9 +20,6 @@
 // mu, sigma (divisor n - 1) and n are over the scored (not NaN) answers of a group with active
 // tokens; all others get 0, as does a group without spread (max - min <= 1e-6 max(1, |max|)).
 namespace varlen::group_advantage {
-
-enum class Estimator : uint8_t { kGrpo, kNoStd, kBatchStd, kRloo, kMaxRl, kOpo, kPassK };
-enum class Singleton : uint8_t { kZero, kRaw, kError };
 
 struct Forward {
   static constexpr const char* kName = "groupAdvantage";
