@@ -4,9 +4,9 @@ import type { SeededRandom } from '../../../seeded-random.js';
 /** `true` is a knight, who always tells the truth; `false` a knave, who always lies. */
 export type Assignment = readonly boolean[];
 
-/** Connectives of two statements. */
-export const CONNECTIVES = ['and', 'or', 'implies', 'iff'] as const;
-type Connective = (typeof CONNECTIVES)[number];
+/** Joins two statements. */
+export type Connective = 'and' | 'or' | 'implies' | 'iff';
+export const CONNECTIVES: readonly Connective[] = ['and', 'or', 'implies', 'iff'];
 
 /** A statement; people are numbered from 0. */
 export type Statement =
