@@ -32,7 +32,15 @@ const WITHOUT_CUDA = [
  * `add`: both gradients are that of the sum. `write-rows` changes what earlier calls have read. The
  * others are not differentiated.
  */
-const WITHOUT_BACKWARD: readonly string[] = ['adamw', 'add', 'grad-clip', 'group-advantage', 'sampling', 'sparse-prefill', 'write-rows'];
+const WITHOUT_BACKWARD: readonly string[] = [
+  'adamw',
+  'add',
+  'grad-clip',
+  'group-advantage',
+  'sampling',
+  'sparse-prefill',
+  'write-rows',
+];
 
 const read = (path: string) => readFileSync(join(root, path), 'utf8');
 const exists = (path: string) => existsSync(join(root, path));

@@ -88,9 +88,13 @@ struct Config {
            clip_rule() == Clip::kGmpo || clip_rule() == Clip::kVespo;
   }
   // Every token's derivative is the sequence's: a third pass.
-  constexpr bool broadcasts() const { return level() == Level::kSequence || clip_rule() == Clip::kGmpo; }
+  constexpr bool broadcasts() const {
+    return level() == Level::kSequence || clip_rule() == Clip::kGmpo;
+  }
   // Something of the policies enters the loss, so that x_t is needed.
-  constexpr bool reads_old() const { return !on_policy && (level() != Level::kNone || weighs_rollout()); }
+  constexpr bool reads_old() const {
+    return !on_policy && (level() != Level::kNone || weighs_rollout());
+  }
 
   template <class Visitor>
   void Visit(Visitor& v) {

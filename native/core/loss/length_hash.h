@@ -10,7 +10,8 @@ namespace varlen::loss {
 // one, and an aggregation plan carries it.
 class LengthHash {
  public:
-  VARLEN_HOST_DEVICE explicit LengthHash(int64_t num_seqs) : high_(static_cast<uint32_t>(num_seqs)) {}
+  VARLEN_HOST_DEVICE explicit LengthHash(int64_t num_seqs)
+      : high_(static_cast<uint32_t>(num_seqs)) {}
 
   VARLEN_HOST_DEVICE void Add(int64_t length) {
     const auto value = static_cast<uint32_t>(length);
