@@ -3,27 +3,13 @@
 #include <vector>
 
 #include "core/loss/loss.h"
+#include "core/op_reference.h"
 #include "ops/generalized-jsd/generalized-jsd.h"
 
 // The formulas of the header as plain loops in double. The backward pass computes the distributions
 // and the inner sum again.
 namespace varlen::generalized_jsd {
 namespace {
-
-double At(const Tensor& tensor, int64_t i) {
-  switch (tensor.dtype) {
-    case DType::kF64:
-      return tensor.data<double>()[i];
-    case DType::kF32:
-      return tensor.data<float>()[i];
-    case DType::kF16:
-      return static_cast<float>(tensor.data<half>()[i]);
-    case DType::kBF16:
-      return static_cast<float>(tensor.data<bfloat16>()[i]);
-    default:
-      return std::numeric_limits<double>::quiet_NaN();  // Validate() refuses every other dtype
-  }
-}
 
 struct Side {
   std::vector<double> log_p, slope;  // slope: dz / d logit
@@ -32,7 +18,7 @@ struct Side {
   Side(const Tensor& logits, int64_t row, const Options& o) {
     double max = -std::numeric_limits<double>::infinity(), sum = 0;
     for (int64_t v = 0; v < logits.shape[1]; ++v) {
-      const double x = o.logit_scale * At(logits, row * logits.strides[0] + v);
+      const double x = o.logit_scale * ReadDouble(logits, row * logits.strides[0] + v);
       const double tanh = o.softcap > 0 ? std::tanh(x / o.softcap) : 0;
       log_p.push_back((o.softcap > 0 ? o.softcap * tanh : x) / o.temperature);
       slope.push_back(o.logit_scale * (1 - tanh * tanh) / o.temperature);
@@ -111,14 +97,14 @@ Status RunReference(const Forward& params) {
 
 Status RunReference(const Backward& params) {
   const int64_t vocab = params.student.shape[1];
-  const double d_loss = params.d_loss ? At(params.d_loss, 0) : 0;
+  const double d_loss = params.d_loss ? ReadDouble(params.d_loss, 0) : 0;
   for (int64_t t = 0; t < params.student.shape[0]; ++t) {
     double* to = params.d_student.data<double>() + t * vocab;
     std::fill_n(to, vocab, 0.0);
     if (!Counts(params.loss_mask, t)) continue;
     const Row row(params, t);
-    double factor = d_loss * At(params.coefficients, t);
-    if (params.d_per_token) factor += At(params.d_per_token, t);
+    double factor = d_loss * ReadDouble(params.coefficients, t);
+    if (params.d_per_token) factor += ReadDouble(params.d_per_token, t);
     for (int64_t v = 0; v < vocab; ++v) {
       to[v] = factor * params.options.loss_scale * row.dz[v] * row.student.slope[v];
     }

@@ -3,7 +3,7 @@
 #include <limits>
 #include <vector>
 
-#include "core/dtype.h"
+#include "core/op_reference.h"
 #include "core/parallel.h"
 #include "ops/sparse-prefill/head.h"
 #include "ops/sparse-prefill/sparse-prefill.h"
@@ -14,21 +14,6 @@ namespace varlen::sparse_prefill {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-double ElementAt(const Tensor& tensor, int64_t index) {
-  switch (tensor.dtype) {
-    case DType::kF64:
-      return tensor.data<double>()[index];
-    case DType::kF32:
-      return tensor.data<float>()[index];
-    case DType::kF16:
-      return static_cast<float>(tensor.data<half>()[index]);
-    case DType::kBF16:
-      return static_cast<float>(tensor.data<bfloat16>()[index]);
-    default:
-      return std::numeric_limits<double>::quiet_NaN();  // Validate() refuses every other dtype
-  }
-}
 
 bool IsIn(int64_t x, const int32_t* list, int64_t count) {
   for (int64_t n = 0; n < count; ++n) {
@@ -183,9 +168,9 @@ Status RunReference(const Forward& params) {
         if (!Keeps(pattern, {s, r, i, j, i, j})) continue;
         double dot = 0;
         for (int64_t d = 0; d < dim; ++d) {
-          dot += ElementAt(params.q,
+          dot += ReadDouble(params.q,
                            (first_q + r) * params.q.strides[0] + head * params.q.strides[1] + d) *
-                 ElementAt(params.k, (first_k + j) * params.k.strides[0] +
+                 ReadDouble(params.k, (first_k + j) * params.k.strides[0] +
                                          head / group * params.k.strides[1] + d);
         }
         double score = scale * dot;
@@ -205,7 +190,7 @@ Status RunReference(const Forward& params) {
       for (size_t n = 0; n < keys.size(); ++n) {
         const double weight = std::exp(scores[n] - lse);
         for (int64_t d = 0; d < value_dim; ++d) {
-          out[d] += weight * ElementAt(params.v, (first_k + keys[n]) * params.v.strides[0] +
+          out[d] += weight * ReadDouble(params.v, (first_k + keys[n]) * params.v.strides[0] +
                                                      head / group * params.v.strides[1] + d);
         }
       }

@@ -4,7 +4,7 @@
 #include <limits>
 #include <vector>
 
-#include "core/dtype.h"
+#include "core/op_reference.h"
 #include "core/parallel.h"
 #include "core/tensor.h"
 #include "ops/varlen-attention/varlen-attention.h"
@@ -17,21 +17,6 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-double ElementAt(const Tensor& tensor, int64_t index) {
-  switch (tensor.dtype) {
-    case DType::kF64:
-      return tensor.data<double>()[index];
-    case DType::kF32:
-      return tensor.data<float>()[index];
-    case DType::kF16:
-      return static_cast<float>(tensor.data<half>()[index]);
-    case DType::kBF16:
-      return static_cast<float>(tensor.data<bfloat16>()[index]);
-    default:
-      return std::numeric_limits<double>::quiet_NaN();  // Validate() refuses every other dtype
-  }
-}
-
 // Rows first .. first + count - 1 of one head as doubles, [count, headDim].
 std::vector<double> ReadRows(const Tensor& tensor, int64_t first, int64_t count, int64_t head) {
   const int64_t head_dim = tensor.shape[2];
@@ -39,7 +24,7 @@ std::vector<double> ReadRows(const Tensor& tensor, int64_t first, int64_t count,
   for (int64_t i = 0; i < count; ++i) {
     const int64_t start = (first + i) * tensor.strides[0] + head * tensor.strides[1];
     for (int64_t d = 0; d < head_dim; ++d) {
-      rows[i * head_dim + d] = ElementAt(tensor, start + d * tensor.strides[2]);
+      rows[i * head_dim + d] = ReadDouble(tensor, start + d * tensor.strides[2]);
     }
   }
   return rows;
@@ -213,7 +198,7 @@ Status RunReference(const Backward& params) {
         const Probabilities row(sequence, i, q_row, k, head_dim);
         double delta = Dot(d_out_row, row.Output(v, head_dim).data(), head_dim);
         if (params.d_lse) {
-          delta -= ElementAt(params.d_lse, head * params.d_lse.strides[0] +
+          delta -= ReadDouble(params.d_lse, head * params.d_lse.strides[0] +
                                                (sequence.first_q + i) * params.d_lse.strides[1]);
         }
         for (size_t n = 0; n < row.keys.size(); ++n) {
