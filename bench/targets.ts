@@ -2,6 +2,10 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { SCRIPTS } from './core/call-overhead.bench.js';
 import { policyLossFixedCost } from './ops/policy-loss.bench.js';
+import {
+  policyLossFromHiddenMemory,
+  policyLossFromHiddenSaving,
+} from './ops/policy-loss-from-hidden.bench.js';
 import { NotMeasured, type Rate, runNative, runPeer } from './programs.js';
 
 /** What the package promises to reach (bench/targets.json), and what it reaches here. */
@@ -24,6 +28,8 @@ interface PeerCase {
 const scripts: Readonly<Record<string, (quick: boolean) => number | Promise<number>>> = {
   ...SCRIPTS,
   policyLossFixedCost,
+  policyLossFromHiddenMemory,
+  policyLossFromHiddenSaving,
 };
 
 type Measure =

@@ -1,4 +1,7 @@
-import { lengthHash, policyLossFromHidden, Tensor } from '../../src/index.js';
+import { fork } from 'node:child_process';
+import { once } from 'node:events';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { Device, deviceInfo, lengthHash, policyLossFromHidden, Tensor } from '../../src/index.js';
 import { type TimedOp, timeOps, waves } from '../time-op.js';
 
 function loss(tokens: number, size: number, vocab: number): TimedOp {
@@ -44,3 +47,65 @@ function loss(tokens: number, size: number, vocab: number): TimedOp {
 
 /** The loss at the head of a small transformer and of a wider one; rates against the product are native. */
 export const bench = timeOps([loss(8192, 96, 48), loss(1024, 256, 4096)]);
+
+/** A number of /proc/self/status in bytes. */
+function processBytes(name: string): number {
+  const found = readFileSync('/proc/self/status', 'utf8').match(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm'));
+  return Number(found?.[1] ?? Number.NaN) * 1024;
+}
+
+/** 4096 tokens and the words of a large vocabulary: 2.5 GB of float32 logits, were they made. */
+const [TOKENS, WORDS, SIZE] = [4096, 151936, 64];
+const LOGITS_BYTES = TOKENS * WORDS * 4;
+const WEIGHT_BYTES = WORDS * SIZE * 4;
+
+/** Bytes that forward and backward take at most, inputs and gradients aside. */
+async function measureExtraBytes(): Promise<number> {
+  const device = Device.cpu();
+  const leaf = (shape: number[]): Tensor => {
+    using plain = waves(shape, device);
+    return plain.alias(true);
+  };
+  const [hidden, weight] = [leaf([TOKENS, SIZE]), leaf([WORDS, SIZE])];
+  const oldLogprobs = Tensor.from(new Float32Array(TOKENS).fill(-Math.log(WORDS)), { device });
+  const targetIds = Int32Array.from({ length: TOKENS }, (_, t) => (t * 37) % WORDS);
+  const cuSeqlens = Int32Array.of(0, TOKENS);
+  const batch = { hidden, weight, oldLogprobs, targetIds, cuSeqlens, advantages: Float32Array.of(1) };
+  const scale = 1 / TOKENS;
+  const plan = { seqScale: Float32Array.of(scale), lengthHash: lengthHash([TOKENS]), entropyScale: scale };
+  await weight.data(); // what reading takes is there before
+  writeFileSync('/proc/self/clear_refs', '5'); // starts the peak anew
+  const before = processBytes('VmRSS');
+  const clip = { kind: 'ppo', clipLow: 0.2, clipHigh: 0.28 } as const;
+  using out = policyLossFromHidden(batch, plan, { ratio: { level: 'token' }, clip });
+  out.loss.backward();
+  const gradients = [hidden.grad!, weight.grad!];
+  for (const gradient of gradients) {
+    using first = gradient.slice(0, 0, 1);
+    await first.data();
+  }
+  const results = gradients.reduce((bytes, { byteLength }) => bytes + byteLength, 0);
+  const extra = processBytes('VmHWM') - before - results;
+  for (const tensor of [...gradients, hidden, weight, oldLogprobs]) tensor.dispose();
+  return extra;
+}
+
+const ALONE = '--extra-bytes';
+if (process.argv[2] === ALONE) void measureExtraBytes().then((bytes) => process.send?.(bytes));
+
+/** The same in a process of its own, whose allocator holds nothing yet. Linux alone counts peaks anew. */
+async function extraBytes(): Promise<number> {
+  if (process.platform !== 'linux') return Number.NaN;
+  const [bytes] = (await once(fork(__filename, [ALONE]), 'message')) as [number];
+  return bytes;
+}
+
+/** MiB per thread that the fused loss takes beside its inputs and gradients. */
+export async function policyLossFromHiddenMemory(): Promise<number> {
+  return (await extraBytes()) / 2 ** 20 / deviceInfo().threads;
+}
+
+/** How many times less than one copy of the logits that is, the weight's gradient counted. */
+export async function policyLossFromHiddenSaving(): Promise<number> {
+  return LOGITS_BYTES / ((await extraBytes()) + WEIGHT_BYTES);
+}
