@@ -5,11 +5,14 @@ export {
   type Surrogate,
 } from './custom-surrogate.js';
 export { type GradCheckOptions, gradCheck } from './grad-check.js';
+export { groupAdvantageReference } from './group-advantage.js';
 export {
   type CustomSurrogate,
+  type PolicyLossFromHiddenReference,
   type PolicyLossFromLogitsReference,
   type PolicyLossInputs,
   type PolicyLossReference,
+  policyLossFromHiddenReference,
   policyLossFromLogitsReference,
   policyLossReference,
 } from './policy-loss.js';

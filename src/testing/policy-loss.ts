@@ -327,3 +327,62 @@ export function policyLossFromLogitsReference(
   }
   return { ...own, loss, logprobs, entropies, dLogits };
 }
+
+/** Results of {@link policyLossFromHiddenReference}. */
+export interface PolicyLossFromHiddenReference extends PolicyLossFromLogitsReference {
+  /** `[totalTokens, hiddenSize]`. */
+  readonly dHidden: Float64Array;
+  /** `[vocabSize, hiddenSize]`. */
+  readonly dWeight: Float64Array;
+  /** `[vocabSize]`. */
+  readonly dBias: Float64Array;
+}
+
+/**
+ * {@link policyLossFromLogitsReference} of `cap(hidden weight^T + bias)`, all of it made, with the gradients of
+ * the three; `dLogits` is that of the capped logits.
+ *
+ * @example
+ * ```ts
+ * const { dWeight } = policyLossFromHiddenReference({ ...batch, hidden, weight, targetIds, vocabSize: 7 }, config);
+ * ```
+ */
+export function policyLossFromHiddenReference(
+  batch: Omit<PolicyLossInputs, 'logprobs'> & {
+    readonly hidden: ArrayLike<number>;
+    readonly weight: ArrayLike<number>;
+    readonly bias?: ArrayLike<number>;
+    readonly targetIds: ArrayLike<number>;
+    readonly vocabSize: number;
+  },
+  config: PolicyLossConfig,
+  options: { temperature?: number; entropyScale?: number; softcap?: number } = {},
+): PolicyLossFromHiddenReference {
+  const { hidden, weight, bias, targetIds, vocabSize } = batch;
+  const { softcap = 0, ...rest } = options;
+  const size = weight.length / vocabSize;
+  const logits = new Float64Array(targetIds.length * vocabSize);
+  const slopes = new Float64Array(logits.length).fill(1);
+  for (let i = 0; i < logits.length; i++) {
+    const [t, v] = [Math.floor(i / vocabSize), i % vocabSize];
+    let u = bias?.[v] ?? 0;
+    for (let k = 0; k < size; k++) u += hidden[t * size + k] * weight[v * size + k];
+    logits[i] = softcap > 0 ? softcap * Math.tanh(u / softcap) : u;
+    if (softcap > 0) slopes[i] = 1 - Math.tanh(u / softcap) ** 2;
+  }
+  const plain = policyLossFromLogitsReference({ ...batch, logits }, config, rest);
+  const dHidden = new Float64Array(targetIds.length * size);
+  const dWeight = new Float64Array(weight.length);
+  const dBias = new Float64Array(vocabSize);
+  for (let i = 0; i < logits.length; i++) {
+    const [t, v] = [Math.floor(i / vocabSize), i % vocabSize];
+    if ((batch.lossMask?.[t] ?? 1) === 0) continue;
+    const du = plain.dLogits[i] * slopes[i];
+    dBias[v] += du;
+    for (let k = 0; k < size; k++) {
+      dHidden[t * size + k] += du * weight[v * size + k];
+      dWeight[v * size + k] += du * hidden[t * size + k];
+    }
+  }
+  return { ...plain, dHidden, dWeight, dBias };
+}

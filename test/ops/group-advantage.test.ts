@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { groupAdvantage, groupAdvantages, scope, Tensor } from '../../src/index.js';
+import { groupAdvantageReference } from '../../src/testing/index.js';
 import { device } from '../support/attention.js';
 import { countTensors, expectLate, expectRefused, read, values, wrong } from '../support/ops.js';
 
@@ -48,6 +49,10 @@ describe.each(['grpo', 'grpo-nostd', 'grpo-batchstd', 'rloo', 'passk'] as const)
             const scores = Float32Array.from(answers, ({ reward }) => reward);
             const groups = Int32Array.from(answers, ({ group }) => group);
             const want = groupAdvantages(scores, groups, { estimator, singleton });
+            const plain = groupAdvantageReference(scores, groups, { estimator, singleton });
+            plain.forEach((value, i) => {
+              expect(want[i]).toBeCloseTo(value, 5);
+            });
             const onDevice = Tensor.from(groups, { device });
             const tensor = Tensor.from(scores, { device });
             const got = read(groupAdvantage(tensor, onDevice, { estimator, singleton }));

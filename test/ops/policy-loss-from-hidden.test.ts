@@ -9,7 +9,7 @@ import {
   scope,
   Tensor,
 } from '../../src/index.js';
-import { gradCheck } from '../../src/testing/index.js';
+import { gradCheck, policyLossFromHiddenReference } from '../../src/testing/index.js';
 import { device } from '../support/attention.js';
 import {
   countTensors,
@@ -102,6 +102,51 @@ test('policyLossFromHidden gives the numbers of example E2', async () => {
     tensor.dispose();
   }
   batch.oldLogprobs.dispose();
+});
+
+test('policyLossFromHidden agrees with the float64 reference, a softcap and gradients included', () => {
+  scope(() => {
+    const batch = exampleE2();
+    const lossMask = Tensor.from(Uint8Array.of(1, 0, 1), { device });
+    const plan = planOf([1, 0, 1], [0.5, 0, 0.25], 2);
+    const config: PolicyLossConfig = { ...PPO, entropy: { coef: 0.1 } };
+    const options = { temperature: 0.8, softcap: 1.5 };
+    const out = policyLossFromHidden({ ...batch, lossMask }, plan, config, options);
+    out.loss.backward();
+    const want = policyLossFromHiddenReference(
+      {
+        ...batch,
+        hidden: read(batch.hidden),
+        weight: read(batch.weight),
+        bias: read(batch.bias),
+        oldLogprobs: read(batch.oldLogprobs),
+        lossMask: Uint8Array.of(1, 0, 1),
+        seqScale: plan.seqScale,
+        vocabSize: 4,
+      },
+      config,
+      { ...options, entropyScale: plan.entropyScale },
+    );
+    expectClose(read(out.loss), [want.loss]);
+    expectClose(read(taken(batch.hidden)), Array.from(want.dHidden));
+    expectClose(read(taken(batch.weight)), Array.from(want.dWeight));
+    expectClose(read(taken(batch.bias)), Array.from(want.dBias));
+  });
+});
+
+test('policyLossFromHidden keeps digits of a log-probability near 0 that the logits have lost', () => {
+  scope(() => {
+    const batch = {
+      hidden: values([1, 1], 1),
+      weight: values([2, 1], 112, 100), // a float32 near 112 has steps of 8e-6
+      targetIds: Int32Array.of(0),
+      cuSeqlens: Int32Array.of(0, 1),
+      oldLogprobs: values([1], -1e-3),
+      advantages: Float32Array.of(1),
+    };
+    const [logprob] = read(policyLossFromHidden(batch, planOf([1], [1], 1), PPO).logprobs);
+    expect(Math.abs(logprob / -Math.log1p(Math.exp(-12)) - 1)).toBeLessThan(0.02);
+  });
 });
 
 /** Random sequences of these lengths, every fourth token masked. */

@@ -281,6 +281,25 @@ describe('backward', () => {
   });
 });
 
+test('kept mass corrects a rollout whose support was cut off, as if its log-probabilities had been whole', () => {
+  scope(() => {
+    const responses = randomResponses([9, 4], seeded(8));
+    const config: PolicyLossConfig = { ...ppo, rolloutCorrection: { mode: 'token-truncate', high: 3 } };
+    const plan = planOf(responses);
+    const whole = batchOf(responses, config);
+    const kept = Float32Array.from({ length: 13 }, (_, t) => -0.0625 * (t % 4));
+    const cut = read(whole.rolloutLogprobs).map((logprob, t) => logprob - kept[t]);
+    const batch = {
+      ...whole,
+      rolloutLogprobs: Tensor.from(Float32Array.from(cut), { device }),
+      rolloutSupport: 'truncated' as const,
+      keptLogMass: Tensor.from(kept, { device }),
+    };
+    const want = read(policyLoss(whole, plan, config).dLogprobs);
+    expectClose(read(policyLoss(batch, plan, { ...config, allowPositive: true }).dLogprobs), want, 1e-5);
+  });
+});
+
 describe('refusals at the call', () => {
   const refused = (
     code: ConstructorParameters<typeof VarlenError>[0],

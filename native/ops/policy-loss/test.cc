@@ -297,7 +297,19 @@ TEST_CASE("A sequence's ratio is the exponential of a sum, however long the sequ
 
 // --- refusals -----------------------------------------------------------------------------------
 
-Code CodeOf(const Case& c) { return RunOp(c).status.code; }
+// With all outputs; without those that are optional the same is found and the same comes out.
+Results RunBoth(const Case& c) {
+  Case lean = c;
+  lean.lean = true;
+  const Results r = RunOp(c), other = RunOp(lean);
+  CHECK(other.status.code == r.status.code);
+  CHECK(other.status.argument == r.status.argument);
+  CHECK(other.status.details == r.status.details);
+  CHECK(LargestError(other.sums, r.sums) <= 1e-5 * LargestOf(r.sums));
+  CHECK(LargestError(other.d_logprobs, r.d_logprobs) <= 1e-6 * LargestOf(r.d_logprobs));
+  return r;
+}
+Code CodeOf(const Case& c) { return RunBoth(c).status.code; }
 
 TEST_CASE("Values that are not finite are reported with their number and place") {
   Case c = Random({5, 4, 7}, 1);
@@ -305,12 +317,12 @@ TEST_CASE("Values that are not finite are reported with their number and place")
   c.loss_mask.assign(16, 1);
   c.logprobs[6] = kNaN;
   c.old_logprobs[3] = -std::numeric_limits<double>::infinity();
-  const Results r = RunOp(c);
+  const Results r = RunBoth(c);
   REQUIRE(r.status.code == Code::kNonFinite);
   CHECK(r.status.details[0].second == 2);
   CHECK(r.status.details[1].second == 3);
   c.loss_mask[3] = c.loss_mask[6] = 0;
-  CHECK(RunOp(c).status.ok());
+  CHECK(RunBoth(c).status.ok());
 }
 
 TEST_CASE("A dropped token counts for nothing and leaves the denominators") {
@@ -323,7 +335,7 @@ TEST_CASE("A dropped token counts for nothing and leaves the denominators") {
     c.advantages.assign({0.5, -0.25});
     RoundToFloat(c);
     c.logprobs[2] = kNaN;
-    const Results fast = RunOp(c), reference = RunDouble(c);
+    const Results fast = RunBoth(c), reference = RunDouble(c);
     REQUIRE(fast.status.ok());
     CHECK(fast.sums[loss::kDropped] == 1);
     CHECK(fast.sums[loss::kActiveTokens] == 14);
@@ -358,7 +370,7 @@ TEST_CASE("A loss that overflows is not finite either") {
   Case c = FromRatios(ConfigOf(Level::kToken, Clip::kNone), {1e38, 1}, {10, 1});
   CHECK(CodeOf(c) == Code::kNonFinite);
   c.config.non_finite = static_cast<int64_t>(loss::NonFinite::kDrop);
-  const Results r = RunOp(c);
+  const Results r = RunBoth(c);
   CHECK(r.sums[loss::kDropped] == 1);
   CHECK(Near(r.loss, -.5, 1e-6));
 }
@@ -374,7 +386,7 @@ TEST_CASE("Log-probabilities above 1e-4 are refused unless they are allowed") {
     (*arrays[which])[4] = 1e-5;
     CHECK(CodeOf(c) == Code::kOk);
     (*arrays[which])[4] = 2e-4;
-    const Results r = RunOp(c);
+    const Results r = RunBoth(c);
     REQUIRE(r.status.code == Code::kLogprobPositive);
     CHECK(r.status.details[1].second == 4);
     c.loss_mask[4] = 0;
