@@ -7,12 +7,15 @@ import type { BatcherState } from '../batch/state.js';
 import { varlenError } from '../errors.js';
 import { readSafetensors, type SafetensorsEntry, type Tensor, writeSafetensors } from '../tensor/index.js';
 
+/** Of {@link RunState}. 1 had one count of steps for all parameters and other names for the moments. */
+export const STATE_VERSION = 2;
+
 /**
  * Where a run stands, but for its tensors. No generator is in it: every random number of a run is a
  * function of the seed and of one of these counts.
  */
 export interface RunState {
-  readonly version: 1;
+  readonly version: typeof STATE_VERSION;
   /** Everything that must be the same to go on; see {@link TrainOptions}. */
   readonly config: string;
   /** What comes next. */
@@ -23,8 +26,8 @@ export interface RunState {
   readonly batchers: readonly BatcherState[] | null;
   /** Prompts that RL has consumed. */
   readonly prompts: number;
-  /** Updates of the optimizer of this phase, for its bias correction. */
-  readonly optimizerStep: number;
+  /** Updates of the optimizer of this phase by parameter, for its bias correction. */
+  readonly optimizerSteps: Readonly<Record<string, number>>;
   /** Length of `metrics.jsonl` in bytes and in records. */
   readonly metricsBytes: number;
   readonly records: number;
@@ -51,14 +54,19 @@ export interface Checkpoint {
 
 const PHASES = ['sft', 'rl', 'done'];
 
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null;
+}
+
 function isState(value: unknown): value is RunState {
-  if (typeof value !== 'object' || value === null) return false;
-  const state = value as Record<string, unknown>;
-  const counts = ['step', 'prompts', 'optimizerStep', 'metricsBytes', 'records', 'idleSteps'];
+  if (!isRecord(value)) return false;
+  const state = value;
+  const counts = ['step', 'prompts', 'metricsBytes', 'records', 'idleSteps'];
   return (
-    state.version === 1 &&
+    state.version === STATE_VERSION &&
     typeof state.config === 'string' &&
     PHASES.includes(state.phase as string) &&
+    isRecord(state.optimizerSteps) &&
     (state.batchers === null || Array.isArray(state.batchers)) &&
     counts.every((name) => Number.isSafeInteger(state[name]) && (state[name] as number) >= 0)
   );
@@ -78,6 +86,15 @@ export async function loadCheckpoint(path: string, config: string): Promise<Chec
     state = JSON.parse(metadata[STATE] ?? '');
   } catch {
     state = undefined;
+  }
+  if (isRecord(state) && Number.isInteger(state.version) && state.version !== STATE_VERSION) {
+    const problem = `has a state of version ${state.version}; expected ${STATE_VERSION}: this package cannot go on with it`;
+    throw varlenError('ERR_VARLEN_CHECKPOINT', `${OP}: ${path} ${problem}`, {
+      op: OP,
+      argument: 'path',
+      path,
+      version: state.version,
+    });
   }
   if (!isState(state)) {
     const message = `${OP}: ${path} holds no state of a run; expected a file that varlen train wrote`;

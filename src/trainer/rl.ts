@@ -213,7 +213,7 @@ async function update(
   let gradientNorm = 0;
   if (plan.totals.seqs > 0) {
     await ranks.finishBackward();
-    gradientNorm = await run.optimizer.step(learningRate);
+    gradientNorm = await run.optimize(learningRate);
   }
   watch.lap('train');
   run.step++;

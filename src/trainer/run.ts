@@ -4,11 +4,17 @@ import type { BatcherState } from '../batch/index.js';
 import { varlenError } from '../errors.js';
 import type { CausalLM } from '../nn/index.js';
 import { writeRows } from '../ops/index.js';
+import { AdamW, clipGradNorm } from '../optim/index.js';
 import { memoryStats, scope, Tensor } from '../tensor/index.js';
-import { type Checkpoint, loadCheckpoint, type RunState, saveCheckpoint } from './checkpoint.js';
+import {
+  type Checkpoint,
+  loadCheckpoint,
+  type RunState,
+  STATE_VERSION,
+  saveCheckpoint,
+} from './checkpoint.js';
 import { TextGenerator } from './generate.js';
 import { MetricsFile, readMetrics } from './metrics-file.js';
-import { Optimizer } from './optimizer.js';
 import type { Ranks } from './ranks.js';
 import type { TrainRecipe } from './recipe.js';
 import type { MachineRecord, TrainRecord } from './records.js';
@@ -59,7 +65,7 @@ export class Run implements Disposable {
   prompts = 0;
   idleSteps = 0;
   batcher: BatcherState | null = null;
-  optimizer: Optimizer;
+  optimizer: AdamW;
   readonly #config: string;
   /** Rank 0 writes for all. */
   readonly #metrics: MetricsFile | undefined;
@@ -91,15 +97,28 @@ export class Run implements Disposable {
     return loadCheckpoint(join(out, CHECKPOINT), config);
   }
 
-  #newOptimizer(): Optimizer {
-    const { betas, gradientClip, sft, rl } = this.options.recipe;
+  #newOptimizer(): AdamW {
+    const { betas, sft, rl } = this.options.recipe;
     const { weightDecay } = this.phase === 'sft' ? sft : rl;
-    return new Optimizer(this.parameters, { betas, gradientClip, weightDecay });
+    // The rate of a step is its factor: a schedule of the trainer's own.
+    return new AdamW([{ params: this.parameters }], { lr: 1, betas, weightDecay });
+  }
+
+  /**
+   * Clips the gradients, steps at `learningRate` and drops them; a norm that is not finite changes nothing.
+   *
+   * @returns the norm before clipping
+   */
+  async optimize(learningRate: number): Promise<number> {
+    using gradientNorm = clipGradNorm(this.parameters, this.options.recipe.gradientClip);
+    this.optimizer.step({ gradientNorm, lrFactor: learningRate });
+    this.optimizer.zeroGrad();
+    return Number((await gradientNorm.data())[0]);
   }
 
   #restore({ tensors, state }: Checkpoint): void {
     takeWeights(this.parameters, tensors);
-    this.optimizer.restore(state.optimizerStep, (name, into) => replaced(name, into, tensors));
+    this.optimizer.loadStateDict({ steps: state.optimizerSteps, tensors: partOf(tensors, 'optimizer.') });
   }
 
   /** A generator over the model, made once. */
@@ -165,15 +184,16 @@ export class Run implements Disposable {
     if (this.#metrics === undefined) return;
     const tensors = new Map<string, Tensor>();
     for (const [name, tensor] of this.parameters) tensors.set(`model.${name}`, tensor);
-    for (const [name, tensor] of this.optimizer.state()) tensors.set(name, tensor);
+    const { steps, tensors: moments } = this.optimizer.stateDict();
+    for (const [name, tensor] of Object.entries(moments)) tensors.set(`optimizer.${name}`, tensor);
     await saveCheckpoint(join(this.options.out, CHECKPOINT), tensors, {
-      version: 1,
+      version: STATE_VERSION,
       config: this.#config,
       phase: this.phase,
       step: this.step,
       batchers: batchers.includes(null) ? null : (batchers as BatcherState[]),
       prompts: this.prompts,
-      optimizerStep: this.optimizer.steps,
+      optimizerSteps: steps,
       metricsBytes: this.#metrics.bytes,
       records: this.records.length,
       idleSteps: this.idleSteps,
@@ -198,12 +218,10 @@ function entryOf(name: string, like: Tensor, tensors: Checkpoint['tensors']) {
   throw varlenError('ERR_VARLEN_CHECKPOINT', message, { op: 'loadCheckpoint', argument: name });
 }
 
-/** The saved tensor in place of `old`, which it disposes. */
-function replaced(name: string, old: Tensor, tensors: Checkpoint['tensors']): Tensor {
-  const entry = entryOf(name, old, tensors);
-  const tensor = Tensor.from(entry, { device: old.device }).outlive();
-  old.dispose();
-  return tensor;
+/** The tensors whose names begin with `prefix`, without it. */
+function partOf(tensors: Checkpoint['tensors'], prefix: string): Checkpoint['tensors'] {
+  const part = Object.entries(tensors).filter(([name]) => name.startsWith(prefix));
+  return Object.fromEntries(part.map(([name, tensor]) => [name.slice(prefix.length), tensor]));
 }
 
 /** Gives parameters the values that a checkpoint has for them. @throws `ERR_VARLEN_CHECKPOINT` naming a tensor */

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { buildSync } from 'esbuild';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { CausalLM, memoryStats } from '../../src/index.js';
+import { CausalLM, memoryStats, readSafetensors, Tensor, writeSafetensors } from '../../src/index.js';
 import { readMetrics } from '../../src/trainer/metrics-file.js';
 import type { TrainRecipe } from '../../src/trainer/recipe.js';
 import type { RlRecord, SftRecord, TrainRecord } from '../../src/trainer/records.js';
@@ -183,6 +183,20 @@ describe('a checkpoint', () => {
     writeFileSync(join(out, 'checkpoint.safetensors'), 'x');
     expect(await rejected(train(options('foreign', { resume: true })))).toMatchObject({
       code: 'ERR_VARLEN_SAFETENSORS',
+    });
+  });
+
+  test('of another version of the state is refused, naming both', async () => {
+    cpSync(join(folder, 'whole'), join(folder, 'older'), { recursive: true });
+    const path = join(folder, 'older/checkpoint.safetensors');
+    const { tensors, metadata } = await readSafetensors(path);
+    const state = { ...JSON.parse(metadata['varlen.trainer']), version: 1 };
+    const owned = Object.entries(tensors).map(([name, entry]) => [name, Tensor.from(entry)] as const);
+    await writeSafetensors(path, new Map(owned), { 'varlen.trainer': JSON.stringify(state) });
+    for (const [, tensor] of owned) tensor.dispose();
+    expect(await rejected(train(options('older', { resume: true })))).toMatchObject({
+      code: 'ERR_VARLEN_CHECKPOINT',
+      message: expect.stringContaining('version 1; expected 2'),
     });
   });
 
