@@ -3,12 +3,20 @@
  * tensors, everything else as text in the metadata. `writeSafetensors` gives the file its name only when
  * it is complete, on the disk and right; until then the old one stays.
  */
+import type { RolloutState } from '../batch/rollout/state.js';
 import type { BatcherState } from '../batch/state.js';
 import { varlenError } from '../errors.js';
 import { readSafetensors, type SafetensorsEntry, type Tensor, writeSafetensors } from '../tensor/index.js';
 
-/** Of {@link RunState}. 1 had one count of steps for all parameters and other names for the moments. */
+/** Of {@link RunState}. 1 had other names for the moments, and knew neither rollouts nor a reference. */
 export const STATE_VERSION = 2;
+
+/** Where the rollouts of one rank stand. */
+export interface RolloutsState {
+  /** Position of the next prompt in the training data. */
+  readonly nextPrompt: number;
+  readonly controller: RolloutState;
+}
 
 /**
  * Where a run stands, but for its tensors. No generator is in it: every random number of a run is a
@@ -24,8 +32,8 @@ export interface RunState {
   readonly step: number;
   /** Positions in the training data of SFT, one per rank; null before it and after it. */
   readonly batchers: readonly BatcherState[] | null;
-  /** Prompts that RL has consumed. */
-  readonly prompts: number;
+  /** Rollouts in hand and the next prompts, one per rank; null before RL's first save and after RL. */
+  readonly rollouts: readonly RolloutsState[] | null;
   /** Updates of the optimizer of this phase by parameter, for its bias correction. */
   readonly optimizerSteps: Readonly<Record<string, number>>;
   /** Length of `metrics.jsonl` in bytes and in records. */
@@ -61,13 +69,14 @@ function isRecord(value: unknown): value is Record<string, unknown> {
 function isState(value: unknown): value is RunState {
   if (!isRecord(value)) return false;
   const state = value;
-  const counts = ['step', 'prompts', 'metricsBytes', 'records', 'idleSteps'];
+  const counts = ['step', 'metricsBytes', 'records', 'idleSteps'];
   return (
     state.version === STATE_VERSION &&
     typeof state.config === 'string' &&
     PHASES.includes(state.phase as string) &&
     isRecord(state.optimizerSteps) &&
     (state.batchers === null || Array.isArray(state.batchers)) &&
+    (state.rollouts === null || Array.isArray(state.rollouts)) &&
     counts.every((name) => Number.isSafeInteger(state[name]) && (state[name] as number) >= 0)
   );
 }

@@ -9,6 +9,7 @@ import { memoryStats, scope, Tensor } from '../tensor/index.js';
 import {
   type Checkpoint,
   loadCheckpoint,
+  type RolloutsState,
   type RunState,
   STATE_VERSION,
   saveCheckpoint,
@@ -18,6 +19,7 @@ import { MetricsFile, readMetrics } from './metrics-file.js';
 import type { Ranks } from './ranks.js';
 import type { TrainRecipe } from './recipe.js';
 import type { MachineRecord, TrainRecord } from './records.js';
+import { frozenCopy } from './rl/reference.js';
 import { sum } from './statistics.js';
 import type { Task } from './tasks/task.js';
 
@@ -61,8 +63,10 @@ export class Run implements Disposable {
   phase: Phase = 'sft';
   /** Steps of the phase that are done. */
   step = 0;
-  /** Prompts that RL has consumed. */
-  prompts = 0;
+  /** Where this rank's rollouts stand; null before RL and after it. */
+  rollouts: RolloutsState | null = null;
+  /** The policy that RL began with; none without a KL penalty. */
+  reference: CausalLM | undefined;
   idleSteps = 0;
   batcher: BatcherState | null = null;
   optimizer: AdamW;
@@ -80,7 +84,8 @@ export class Run implements Disposable {
     this.#config = config;
     const state = checkpoint?.state;
     if (state !== undefined) {
-      ({ phase: this.phase, step: this.step, prompts: this.prompts } = state);
+      ({ phase: this.phase, step: this.step } = state);
+      this.rollouts = state.rollouts?.[ranks.rank] ?? null;
       this.idleSteps = state.idleSteps;
       this.batcher = state.batchers?.[ranks.rank] ?? null;
     }
@@ -118,6 +123,10 @@ export class Run implements Disposable {
 
   #restore({ tensors, state }: Checkpoint): void {
     takeWeights(this.parameters, tensors);
+    this.#refer();
+    if (this.reference !== undefined) {
+      takeWeights(new Map(this.reference.parameters()), tensors, 'reference.');
+    }
     this.optimizer.loadStateDict({ steps: state.optimizerSteps, tensors: partOf(tensors, 'optimizer.') });
   }
 
@@ -169,11 +178,20 @@ export class Run implements Disposable {
     return { seconds, ms: watch.ms, tokensPerSecond: tokens / own, peakBytes: memoryStats().peak };
   }
 
+  /** Keeps a copy of the policy where RL needs one. */
+  #refer(): void {
+    this.reference?.dispose();
+    const needed = this.phase === 'rl' && this.options.recipe.rl.klCoef > 0;
+    this.reference = needed ? frozenCopy(this.model) : undefined;
+  }
+
   /** Goes to the next phase, with a fresh optimizer. */
   enter(phase: Phase): void {
     this.phase = phase;
     this.step = 0;
     this.batcher = null;
+    this.rollouts = null;
+    this.#refer();
     this.optimizer[Symbol.dispose]();
     this.optimizer = this.#newOptimizer();
   }
@@ -181,9 +199,11 @@ export class Run implements Disposable {
   /** Saves everything; all ranks together. @throws `ERR_VARLEN_IO`, the old checkpoint intact */
   async save(): Promise<void> {
     const batchers = await this.ranks.gather(this.batcher);
+    const rollouts = await this.ranks.gather(this.rollouts);
     if (this.#metrics === undefined) return;
     const tensors = new Map<string, Tensor>();
     for (const [name, tensor] of this.parameters) tensors.set(`model.${name}`, tensor);
+    for (const [name, tensor] of this.reference?.parameters() ?? []) tensors.set(`reference.${name}`, tensor);
     const { steps, tensors: moments } = this.optimizer.stateDict();
     for (const [name, tensor] of Object.entries(moments)) tensors.set(`optimizer.${name}`, tensor);
     await saveCheckpoint(join(this.options.out, CHECKPOINT), tensors, {
@@ -192,7 +212,7 @@ export class Run implements Disposable {
       phase: this.phase,
       step: this.step,
       batchers: batchers.includes(null) ? null : (batchers as BatcherState[]),
-      prompts: this.prompts,
+      rollouts: rollouts.includes(null) ? null : (rollouts as RolloutsState[]),
       optimizerSteps: steps,
       metricsBytes: this.#metrics.bytes,
       records: this.records.length,
@@ -204,6 +224,7 @@ export class Run implements Disposable {
     this.#metrics?.[Symbol.dispose]();
     this.optimizer[Symbol.dispose]();
     this.#generator?.[Symbol.dispose]();
+    this.reference?.dispose();
     this.model.dispose();
   }
 }
@@ -225,9 +246,13 @@ function partOf(tensors: Checkpoint['tensors'], prefix: string): Checkpoint['ten
 }
 
 /** Gives parameters the values that a checkpoint has for them. @throws `ERR_VARLEN_CHECKPOINT` naming a tensor */
-export function takeWeights(parameters: ReadonlyMap<string, Tensor>, tensors: Checkpoint['tensors']): void {
+export function takeWeights(
+  parameters: ReadonlyMap<string, Tensor>,
+  tensors: Checkpoint['tensors'],
+  prefix: 'model.' | 'reference.' = 'model.',
+): void {
   for (const [name, parameter] of parameters) {
-    using saved = Tensor.from(entryOf(`model.${name}`, parameter, tensors), { device: parameter.device });
+    using saved = Tensor.from(entryOf(`${prefix}${name}`, parameter, tensors), { device: parameter.device });
     overwrite(parameter, saved);
   }
 }

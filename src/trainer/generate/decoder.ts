@@ -2,7 +2,27 @@
 import { noGrad } from '../../autograd/index.js';
 import type { Attend, CausalLM } from '../../nn/index.js';
 import { varlenAttention, writeRows } from '../../ops/index.js';
+import {
+  type PrefillConfig,
+  type PrefillPlanOptions,
+  planPrefill,
+  sparsePrefill,
+} from '../../prefill/index.js';
 import { scope, Tensor } from '../../tensor/index.js';
+
+/** How long prompts are read: each layer over the keys that its plan chooses (`planPrefill`). */
+export interface SparsePrefillRule
+  extends Pick<
+    PrefillPlanOptions,
+    'lastQ' | 'shareAcrossGroup' | 'denseAbove' | 'guarantee' | 'seed' | 'minModalityRows'
+  > {
+  /** For all layers, or one per layer. Layers with a sliding window keep it instead. */
+  readonly config: PrefillConfig | readonly PrefillConfig[];
+  /** Shorter prompts are read whole. Default 8192. */
+  readonly denseBelow?: number;
+}
+
+const DENSE_BELOW = 8192;
 
 /**
  * Decodes into a cache of `slots` sequences of up to `slotTokens` tokens each.
@@ -20,9 +40,12 @@ export class Decoder implements Disposable {
   readonly #keys: Tensor[] = [];
   readonly #values: Tensor[] = [];
 
-  constructor(model: CausalLM, slots: number, slotTokens: number) {
+  readonly #sparse: SparsePrefillRule | undefined;
+
+  constructor(model: CausalLM, slots: number, slotTokens: number, sparse?: SparsePrefillRule) {
     this.#model = model;
     this.#slotTokens = slotTokens;
+    this.#sparse = sparse;
     const { numLayers, numKvHeads, headDim } = model.config;
     const { device, dtype } = model;
     const rows = [slots * numKvHeads * slotTokens, headDim];
@@ -32,11 +55,16 @@ export class Decoder implements Disposable {
     }
   }
 
+  /** Whether a prompt of that length is read by a sparse plan; such ones are read apart from others. */
+  isSparse(length: number): boolean {
+    return this.#sparse !== undefined && length >= (this.#sparse.denseBelow ?? DENSE_BELOW);
+  }
+
   /**
    * Reads whole sequences into their slots.
    *
    * @param ids `[totalTokens]`, packed
-   * @param cuSeqlens `[numSeqs + 1]`
+   * @param cuSeqlens `[numSeqs + 1]`; of sequences that all are sparse, or all not
    * @param slots `[numSeqs]`
    * @returns logits of each sequence's last row, `[numSeqs, vocabSize]`
    */
@@ -53,13 +81,18 @@ export class Decoder implements Disposable {
       }
       last[i] = start + length - 1;
     }
-    return this.#run(
-      ids,
-      positions,
-      places,
-      (layer, q, k, v) => varlenAttention(q, k, v, { cuSeqlens, causal: true, ...this.#window(layer) }).out,
-      last,
-    );
+    const sparse = this.isSparse(cuSeqlens[1]);
+    const attend: Attend = (layer, q, k, v) => {
+      const window = this.#window(layer);
+      if (!sparse || window.windowSize !== undefined) {
+        return varlenAttention(q, k, v, { cuSeqlens, causal: true, ...window }).out;
+      }
+      const { config, ...options } = this.#sparse!;
+      const own = (Array.isArray(config) ? config[layer] : config) as PrefillConfig;
+      using plan = planPrefill(own, q, k, { denseBelow: DENSE_BELOW, ...options, cuSeqlens });
+      return sparsePrefill(plan, q, k, v).out;
+    };
+    return this.#run(ids, positions, places, attend, last);
   }
 
   /**
