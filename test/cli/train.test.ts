@@ -2,6 +2,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as pause } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { clock, Progress } from '../../src/cli/train-progress.js';
 import type { SftRecord } from '../../src/trainer/records.js';
@@ -23,6 +24,12 @@ const jsonLines = (text: string) =>
     .trimEnd()
     .split('\n')
     .map((line) => JSON.parse(line));
+
+/** Steps of SFT that a run has written down. */
+function steps(out: string): number {
+  const path = join(out, 'metrics.jsonl');
+  return existsSync(path) ? readFileSync(path, 'utf8').split('"phase":"sft"').length - 1 : 0;
+}
 
 describe('varlen train', () => {
   test('ends with a table on stderr and a report that opens without network', {
@@ -81,20 +88,38 @@ describe('varlen train', () => {
     timeout: 180_000,
   }, async () => {
     const out = join(folder, 'interrupted');
-    const long = [...SMALL, '--sft-steps', '1500', '--rl-steps', '0'];
-    const stopped = await runVarlen(['train', ...long, '--out', out], {}, 3000);
+    const long = [...SMALL, '--sft-steps', '300', '--rl-steps', '0'];
+    const stopped = await runVarlen(['train', ...long, '--out', out], {}, async (interrupt) => {
+      while (steps(out) < 3) await pause(2);
+      interrupt();
+    });
     expect(stopped.code).toBe(130);
-    // The moment may fall into start-up; only a run that had begun has something to save.
-    if (existsSync(join(out, 'metrics.jsonl'))) {
-      expect(stopped.stderr).toContain('saved; --resume goes on');
-      expect(existsSync(join(out, 'checkpoint.safetensors'))).toBe(true);
-    }
+    expect(stopped.stderr).toContain('saved; --resume goes on');
+    const done = steps(out);
+    expect(done).toBeLessThan(300);
     const resumed = await runVarlen(['train', ...long, '--resume', '--json', '--out', out]);
     expect(resumed.code).toBe(0);
+    // Not begun anew: it shows the steps that were left.
+    expect(jsonLines(resumed.stdout).find(({ phase }) => phase === 'sft')).toMatchObject({ step: done + 1 });
     const records = jsonLines(readFileSync(join(out, 'metrics.jsonl'), 'utf8'));
     expect(records.filter(({ phase }) => phase === 'sft').map(({ step }) => step)).toEqual(
-      Array.from({ length: 1500 }, (_, i) => i + 1),
+      Array.from({ length: 300 }, (_, i) => i + 1),
     );
+  });
+
+  test('a second Ctrl-C ends at once, in the middle of a step', { timeout: 120_000 }, async () => {
+    const out = join(folder, 'twice');
+    // Minutes of sampling before anything is trained.
+    const long = ['--device', 'cpu', '--eval-problems', '200', '--eval-samples', '500'];
+    let signals = 0;
+    const { code } = await runVarlen(['train', ...long, '--out', out], {}, async (interrupt) => {
+      while (!existsSync(join(out, 'metrics.jsonl'))) await pause(2);
+      // Two within a second may be one, sent on by a launcher: on a busy machine a third is needed.
+      for (; interrupt(); signals++) await pause(1500);
+    });
+    expect(code).toBe(130);
+    expect(signals).toBeGreaterThan(1);
+    expect(existsSync(join(out, 'checkpoint.safetensors'))).toBe(false);
   });
 
   test('reads a file, and names file and line of what is bad in it', { timeout: 120_000 }, async () => {
