@@ -58,7 +58,10 @@ export const usage: Usage = {
       `penalty on the KL to the policy after SFT; default 0, k3; ${KL_KINDS.join(', ')}`,
     ],
     ['--reweight X', 'Advantage Reweighting, 0 to 1; published 0.3, default 0: off'],
-    ['--lopti X', 'two steps per update, tokens less likely than X first; published 0.5, default 0: off'],
+    [
+      '--lopti X',
+      'two steps per update, tokens less likely than X first (--lopti=-X: last); published 0.5, default 0: off',
+    ],
     [
       '--partial-rollouts',
       'an update takes the first complete rollouts, the others go on under the next policy',

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { clock, Progress } from '../../src/cli/train-progress.js';
+import { readSafetensors } from '../../src/index.js';
 import type { SftRecord } from '../../src/trainer/records.js';
 import { runVarlen } from './run-varlen.js';
 
@@ -122,6 +123,33 @@ describe('varlen train', () => {
     expect(existsSync(join(out, 'checkpoint.safetensors'))).toBe(false);
   });
 
+  test('has flags for the KL penalty, token weights and partial rollouts', { timeout: 120_000 }, async () => {
+    const out = join(folder, 'weighted');
+    const flags = [
+      ...['--kl-coef', '0.1', '--kl-kind', 'k2', '--reweight', '0.3', '--lopti=-0.5'],
+      ...['--partial-rollouts', '--max-staleness', '1', '--rl-steps', '4', '--out', out],
+    ];
+    const { code, stdout } = await runVarlen(['train', ...SMALL, ...flags, '--json']);
+    expect(code).toBe(0);
+    const updates = jsonLines(stdout).filter(({ phase }) => phase === 'rl');
+    expect(updates).toHaveLength(4);
+    for (const { passes, referenceKl, staleness } of updates) {
+      expect(passes).toBe(2);
+      expect(referenceKl).toBeGreaterThanOrEqual(0);
+      expect(staleness.max).toBeLessThanOrEqual(1);
+    }
+    expect(readFileSync(join(out, 'report.html'), 'utf8')).toContain('Distance from the policy after SFT');
+    const { metadata } = await readSafetensors(join(out, 'checkpoint.safetensors'));
+    expect(JSON.parse(JSON.parse(metadata['varlen.trainer']).config).rl).toMatchObject({
+      klCoef: 0.1,
+      klKind: 'k2',
+      reweightAlpha: 0.3,
+      loptiEta: -0.5,
+      partialRollouts: true,
+      maxStaleness: 1,
+    });
+  });
+
   test('reads a file, and names file and line of what is bad in it', { timeout: 120_000 }, async () => {
     const path = join(folder, 'data.jsonl');
     const lines = Array.from({ length: 20 }, (_, i) =>
@@ -150,6 +178,8 @@ describe('varlen train', () => {
     [['--compare', 'token-mean', '--aggregation', 'delta-l'], /exclude each other/],
     [['--rl-steps', '0.5'], /--rl-steps must be an integer of at least 0/],
     [['--people', '1,3'], /--people must be an integer of at least 2/],
+    [['--kl-kind', 'k4'], /--kl-kind must be one of k1, abs, k2, k3/],
+    [['--lopti=-2'], /--lopti must be a number of at least -1/],
     [['--rl-lr', 'fast'], /--rl-lr must be a number/],
     [['extra'], /unexpected word 'extra'/],
   ])('%j is called wrongly', async (argv, message) => {
