@@ -30,19 +30,19 @@ Forward MakeForward(DType student, DType teacher, int64_t rows, int64_t vocab, f
   op.teacher = Random(teacher, {rows, vocab}, seed + 1, 2);
   op.options.beta = beta;
   if (!options) return op;
-  op.loss_mask = Tensor::Empty(DType::kU8, {rows});
-  op.weights = Random(DType::kF32, {rows}, seed + 2);
+  op.tokens.loss_mask = Tensor::Empty(DType::kU8, {rows});
+  op.tokens.weights = Random(DType::kF32, {rows}, seed + 2);
   for (int64_t t = 0; t < rows; ++t) {
-    op.loss_mask.data<uint8_t>()[t] = t % 4 != 3;
-    float& weight = op.weights.data<float>()[t];
+    op.tokens.loss_mask.data<uint8_t>()[t] = t % 4 != 3;
+    float& weight = op.tokens.weights.data<float>()[t];
     weight = t % 4 == 3 ? NAN : t % 5 == 2 ? 0 : std::abs(weight);
   }
-  op.logprobs = Random(DType::kF32, {rows}, seed + 3);
-  op.old_logprobs = Random(DType::kF32, {rows}, seed + 4);
-  op.is_clip = 2;
+  op.tokens.logprobs = Random(DType::kF32, {rows}, seed + 3);
+  op.tokens.old_logprobs = Random(DType::kF32, {rows}, seed + 4);
+  op.tokens.is_clip = 2;
   const auto end = static_cast<int32_t>(rows);
-  op.cu_seqlens = Host(std::vector<int32_t>{0, end / 3 * 2, end / 3 * 2, end});
-  op.seq_scale = Host(std::vector<float>{0.1f, 0.7f, 0.3f});
+  op.tokens.cu_seqlens = Host(std::vector<int32_t>{0, end / 3 * 2, end / 3 * 2, end});
+  op.tokens.seq_scale = Host(std::vector<float>{0.1f, 0.7f, 0.3f});
   op.options = {beta, 2.0f, 5.0f, 1.5f, -6.0f, 4.0f};
   return op;
 }
@@ -80,19 +80,20 @@ Results Emulate(const Forward& f, const Run& run = {}) {
   const int64_t rows = f.student.shape[0], vocab = f.student.shape[1];
   const auto student = Upload<S>(f.student);
   const auto teacher = Upload<T>(f.teacher);
-  const auto mask = Upload<uint8_t>(f.loss_mask);
-  const auto weights = Upload<float>(f.weights), logprobs = Upload<float>(f.logprobs),
-             old = Upload<float>(f.old_logprobs), d_loss = Upload<float>(DLoss()),
+  const auto mask = Upload<uint8_t>(f.tokens.loss_mask);
+  const auto weights = Upload<float>(f.tokens.weights), logprobs = Upload<float>(f.tokens.logprobs),
+             old = Upload<float>(f.tokens.old_logprobs), d_loss = Upload<float>(DLoss()),
              d_per_token = Upload<float>(DPerToken(f));
-  const int64_t seqs = f.seq_scale ? f.seq_scale.size() : 0;
-  const simt::GlobalArray<int32_t> cu(f.cu_seqlens ? f.cu_seqlens.data() : nullptr,
-                                      f.cu_seqlens ? seqs + 1 : 0);
-  const simt::GlobalArray<float> scale(f.seq_scale ? f.seq_scale.data() : nullptr, seqs);
+  const int64_t seqs = f.tokens.seq_scale ? f.tokens.seq_scale.size() : 0;
+  const simt::GlobalArray<int32_t> cu(f.tokens.cu_seqlens ? f.tokens.cu_seqlens.data() : nullptr,
+                                      f.tokens.cu_seqlens ? seqs + 1 : 0);
+  const simt::GlobalArray<float> scale(f.tokens.seq_scale ? f.tokens.seq_scale.data() : nullptr,
+                                       seqs);
   const simt::GlobalArray<float> loss(1), per_token(rows), coefficients(rows);
   const simt::GlobalArray<double> student_lse(rows), teacher_lse(rows), inner(rows), tokens(1),
       bad(2);
   const simt::GlobalArray<S> d_student(rows * vocab);
-  const Options& o = f.options;
+  const JsdOptions& o = f.options;
   const DeviceSides<S, T> in{student.data(),
                              teacher.data(),
                              vocab,
@@ -113,7 +114,7 @@ Results Emulate(const Forward& f, const Run& run = {}) {
       run.blocks, {in, per_token.data(), student_lse.data(), teacher_lse.data(), inner.data()});
   launch.template operator()<DeviceWeights>(
       1, {Given(mask), Given(weights), Given(logprobs), Given(old), Given(cu), Given(scale), rows,
-          seqs, f.is_clip, per_token.data(), coefficients.data(), loss.data(), tokens.data(),
+          seqs, f.tokens.is_clip, per_token.data(), coefficients.data(), loss.data(), tokens.data(),
           bad.data()});
   launch.template operator()<DeviceDivergenceGradients<S, T>>(
       run.blocks, {in, d_loss.data(), d_per_token.data(), coefficients.data(), student_lse.data(),
@@ -127,16 +128,16 @@ Results Emulate(const Forward& f, const Run& run = {}) {
 std::vector<Tensor> Reference(const Forward& f) {
   std::vector<Tensor> out = ReferenceOutputs(f);
   Backward b;
-  b.d_loss = DLoss();
-  b.d_per_token = DPerToken(f);
+  b.upstream.d_loss = DLoss();
+  b.upstream.d_per_token = DPerToken(f);
   b.student = f.student;
   b.teacher = f.teacher;
-  b.loss_mask = f.loss_mask;
+  b.upstream.loss_mask = f.tokens.loss_mask;
   b.options = f.options;
-  b.coefficients = out[2];
-  b.student_lse = out[3];
-  b.teacher_lse = out[4];
-  b.inner = out[5];
+  b.upstream.coefficients = out[2];
+  b.upstream.student_lse = out[3];
+  b.upstream.teacher_lse = out[4];
+  b.upstream.inner = out[5];
   out.push_back(ReferenceOutputs(b)[0]);
   return out;
 }
@@ -199,13 +200,13 @@ TEST_CASE(
       CHECK(SameBits(Emulate<float, bfloat16>(f, {seed, static_cast<int64_t>(seed)}), one));
     }
     Forward dirty = f;
-    dirty.logprobs = CopyAs(f.logprobs, DType::kF32);
+    dirty.tokens.logprobs = CopyAs(f.tokens.logprobs, DType::kF32);
     for (int64_t t = 3; t < 13; t += 4) {
       for (int64_t v = 0; v < 300; ++v) {
         Set(dirty.student, t * 300 + v, v % 2 == 0 ? NAN : INFINITY);
         Set(dirty.teacher, t * 300 + v, NAN);
       }
-      Set(dirty.logprobs, t, NAN);
+      Set(dirty.tokens.logprobs, t, NAN);
     }
     const Results got = Emulate<float, bfloat16>(dirty);
     CHECK(SameBits(got, one));
@@ -235,7 +236,7 @@ TEST_CASE("CUDA generalized JSD: impossible words, equal sides and nothing that 
     for (double value : zero[kGradient]) CHECK(std::abs(value) <= 1e-6);
 
     Forward none = MakeForward(DType::kF32, DType::kF32, 8, 40, beta, true, 9);
-    std::fill_n(none.loss_mask.data<uint8_t>(), 8, uint8_t{0});
+    std::fill_n(none.tokens.loss_mask.data<uint8_t>(), 8, uint8_t{0});
     const Results nothing = Emulate<float, float>(none);
     for (size_t i = 0; i <= kGradient; ++i) {
       for (double value : nothing[i]) CHECK(value == 0);
@@ -245,13 +246,13 @@ TEST_CASE("CUDA generalized JSD: impossible words, equal sides and nothing that 
 
 TEST_CASE("CUDA generalized JSD: weights that are no weights are counted with the first row") {
   Forward f = MakeForward(DType::kF32, DType::kF32, 1300, 3, 0.5f, false, 3);
-  f.weights = FromValues(DType::kF32, {1300}, std::vector<double>(1300, 1.0));
-  f.loss_mask = Tensor::Empty(DType::kU8, {1300});
-  for (int64_t t = 0; t < 1300; ++t) f.loss_mask.data<uint8_t>()[t] = t % 32 == 1201 % 32;
-  Set(f.weights, 78, NAN);  // masked
-  Set(f.weights, 1201, -1);
-  Set(f.weights, 1233, INFINITY);
-  Set(f.weights, 81, NAN);
+  f.tokens.weights = FromValues(DType::kF32, {1300}, std::vector<double>(1300, 1.0));
+  f.tokens.loss_mask = Tensor::Empty(DType::kU8, {1300});
+  for (int64_t t = 0; t < 1300; ++t) f.tokens.loss_mask.data<uint8_t>()[t] = t % 32 == 1201 % 32;
+  Set(f.tokens.weights, 78, NAN);  // masked
+  Set(f.tokens.weights, 1201, -1);
+  Set(f.tokens.weights, 1233, INFINITY);
+  Set(f.tokens.weights, 81, NAN);
   const Results got = Emulate<float, float>(f);
   CHECK(got[kBad][0] == 3);
   CHECK(got[kBad][1] == 81);
