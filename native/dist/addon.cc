@@ -130,47 +130,45 @@ void Listen(const Napi::CallbackInfo& info) {
   Push(info, [deadline](Engine& engine) { return Gathered{engine.Listen(deadline), {}}; });
 }
 
-// connect(group, id, timeoutMs, addresses of every rank): settles with the peers' ends as frames
+// connect(group, id, addresses of every rank)
 void Connect(const Napi::CallbackInfo& info) {
-  const auto deadline = DeadlineAt(info, 2);
-  const auto list = info[3].As<Napi::Array>();
+  const auto list = info[2].As<Napi::Array>();
   std::vector<Bytes> addresses;
   for (uint32_t rank = 0; rank < list.Length(); ++rank) {
     const auto array = list.Get(rank).As<Napi::Uint8Array>();
     addresses.emplace_back(array.Data(), array.Data() + array.ByteLength());
   }
-  Push(info, [deadline, addresses = std::move(addresses)](Engine& engine) {
-    return Gathered{engine.Connect(addresses, deadline), {}};
+  Push(info, [addresses = std::move(addresses)](Engine& engine) {
+    engine.Connect(addresses);
+    return Gathered{};
   });
 }
 
-// exchange(group, id, timeoutMs, message, maxBytes): settles with frames and whole messages
+// exchange(group, id, message, maxBytes): settles with frames and whole messages
 void Exchange(const Napi::CallbackInfo& info) {
-  const auto deadline = DeadlineAt(info, 2);
-  const auto max_bytes = static_cast<size_t>(NumberAt(info, 4));
-  Push(info, [deadline, message = CopyAt(info, 3), max_bytes](Engine& engine) {
-    return engine.Exchange(message, max_bytes, deadline);
+  const auto max_bytes = static_cast<size_t>(NumberAt(info, 3));
+  Push(info, [message = CopyAt(info, 2), max_bytes](Engine& engine) {
+    return engine.Exchange(message, max_bytes);
   });
 }
 
-// collective(group, id, timeoutMs, signature, operation, element, reduction, root, output, input?):
-// settles with frames, and with the output filled if they agree
+// collective(group, id, signature, operation, element, reduction, root, output, input?): settles
+// with frames, and with the output filled if they agree
 void Collective(const Napi::CallbackInfo& info) {
-  const auto deadline = DeadlineAt(info, 2);
-  auto output = info[8].As<Napi::Uint8Array>();
-  const bool has_input = info.Length() > 9 && info[9].IsTypedArray();
-  const auto element = static_cast<Element>(static_cast<int>(NumberAt(info, 5)));
+  auto output = info[7].As<Napi::Uint8Array>();
+  const bool has_input = info.Length() > 8 && info[8].IsTypedArray();
+  const auto element = static_cast<Element>(static_cast<int>(NumberAt(info, 4)));
   const size_t own_bytes =
-      has_input ? info[9].As<Napi::Uint8Array>().ByteLength() : output.ByteLength();
-  const Arrays arrays{static_cast<Operation>(static_cast<int>(NumberAt(info, 4))),
+      has_input ? info[8].As<Napi::Uint8Array>().ByteLength() : output.ByteLength();
+  const Arrays arrays{static_cast<Operation>(static_cast<int>(NumberAt(info, 3))),
                       element,
-                      static_cast<Reduction>(static_cast<int>(NumberAt(info, 6))),
-                      static_cast<int>(NumberAt(info, 7)),
-                      has_input ? info[9].As<Napi::Uint8Array>().Data() : nullptr,
+                      static_cast<Reduction>(static_cast<int>(NumberAt(info, 5))),
+                      static_cast<int>(NumberAt(info, 6)),
+                      has_input ? info[8].As<Napi::Uint8Array>().Data() : nullptr,
                       output.Data(),
                       own_bytes / SizeOf(element)};
-  Push(info, [deadline, signature = CopyAt(info, 3), arrays](Engine& engine) {
-    return engine.Collective(signature, arrays, deadline);
+  Push(info, [signature = CopyAt(info, 2), arrays](Engine& engine) {
+    return engine.Collective(signature, arrays);
   });
 }
 
@@ -181,9 +179,14 @@ Napi::Value FileLimit(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(limit.rlim_cur));
 }
 
-// abort(group): number of sockets that were shut down
-Napi::Value Abort(const Napi::CallbackInfo& info) {
-  return Napi::Number::New(info.Env(), GroupAt(info, 0)->Abort());
+void Abort(const Napi::CallbackInfo& info) { GroupAt(info, 0)->Abort(); }
+
+// lost(group): the peers that have closed their connection
+Napi::Value Lost(const Napi::CallbackInfo& info) {
+  const std::vector<int> ranks = GroupAt(info, 0)->Lost();
+  Napi::Array list = Napi::Array::New(info.Env(), ranks.size());
+  for (uint32_t i = 0; i < ranks.size(); ++i) list.Set(i, ranks[i]);
+  return list;
 }
 
 // close(group): its thread ends after the job in progress, whose settlement still comes
@@ -222,6 +225,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   Bind<Collective>(env, exports, "collective");
   Bind<FileLimit>(env, exports, "fileLimit");
   Bind<Abort>(env, exports, "abort");
+  Bind<Lost>(env, exports, "lost");
   Bind<Close>(env, exports, "close");
   return exports;
 }

@@ -24,6 +24,9 @@ const init = { timeoutMs: 60_000 };
 const promptly = 5000;
 const lost = { code: 'ERR_VARLEN_DIST_PEER_LOST', name: 'VarlenDistributedError' };
 
+/** What a rank holds before a group and after it. */
+type Left = Record<'before' | 'after', { threads: number; sockets: number }>;
+
 describe('one of four processes ends in the middle of an all-reduce', () => {
   test.each([
     ['by SIGKILL', 'reduce', 'SIGKILL'],
@@ -56,6 +59,21 @@ describe('one of four processes ends in the middle of an all-reduce', () => {
     },
     90_000,
   );
+
+  test('in the middle of one large message: nobody waits for the rest of it, nor keeps a thread', async () => {
+    const ranks = await start(2, 'large message', { init });
+    await all(ranks, 'running');
+    await new Promise((resolve) => setTimeout(resolve, 30));
+    const at = Date.now();
+    ranks[0].child.kill('SIGKILL');
+    const said = await ranks[1].until('rejected');
+    expect(said).toMatchObject({ ...lost, details: { missingRanks: [0] } });
+    expect((said.at as number) - at).toBeLessThan(promptly);
+    const { before, after } = (await ranks[1].until('resources')) as unknown as Left;
+    expect(after.threads).toBeLessThanOrEqual(before.threads);
+    expect(after.sockets).toBeLessThanOrEqual(before.sockets);
+    expect(await endsOf(ranks)).toEqual(['SIGKILL', 0]);
+  }, 90_000);
 
   test('and it was the one that served the store: the others are told all the same', async () => {
     const ranks = await start(3, 'reduce', { init });
@@ -114,6 +132,47 @@ describe('a process that ends before all are connected', () => {
     }
     await server.close();
   }, 60_000);
+});
+
+describe('a process that dies while the others connect to it', () => {
+  // What Gloo publishes for each of two peers: a sockaddr_storage of AF_INET and a sequence number.
+  const addresses = (port: number): Uint8Array => {
+    const one = Buffer.alloc(136);
+    one.writeUInt16LE(2, 0);
+    one.writeUInt16BE(port, 2);
+    one.set([127, 0, 0, 1], 4);
+    one.writeBigInt64LE(-1n, 128);
+    return Buffer.concat([one, one]);
+  };
+  // Who has the smaller address waits for the other one; Gloo compares ports by their swapped bytes.
+  test.each([
+    ['they wait for it', 0xffff, 'ERR_VARLEN_DIST_TIMEOUT', 'within'],
+    ['its port is closed', 0x0100, 'ERR_VARLEN_DIST_STORE', 'cannot connect'],
+  ])(
+    'is named: %s',
+    async (_, port, code, words) => {
+      const server = await StoreServer.listen('127.0.0.1', 0);
+      const store = { host: '127.0.0.1', port: server.port, serve: false };
+      const timeoutMs = 5000;
+      const at = Date.now();
+      const ranks = await start(2, 'reduce', { init: { timeoutMs, size: 3, store } });
+      const ghost = await StoreClient.connect(store, 5000);
+      const member = JSON.stringify({ rank: 2, size: 3, version: VERSION, host: 'ghost', pid: 1 });
+      await ghost.compareSet('/varlen/0/0/0/member/2', '', member);
+      await ghost.set('/varlen/0/0/0/address/2', addresses(port));
+      for (const said of await all(ranks, 'failed')) {
+        expect(said).toMatchObject({ code, details: { missingRanks: [2] } });
+        expect(said.message).toContain(words);
+      }
+      expect(Date.now() - at).toBeLessThan(timeoutMs + promptly);
+      // Nobody is left in Gloo: the processes end by themselves, at once.
+      expect(await endsOf(ranks)).toEqual([1, 1]);
+      expect(Date.now() - at).toBeLessThan(timeoutMs + promptly);
+      ghost.close();
+      await server.close();
+    },
+    60_000,
+  );
 });
 
 describe('ranks that do not fit together', () => {
