@@ -1,4 +1,5 @@
 /** What happens to the others when one process of a job fails: the rows of the fault matrix. */
+import { connect } from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
 import { StoreClient } from '../../src/dist/store-client.js';
 import { StoreServer } from '../../src/dist/store-server.js';
@@ -174,6 +175,30 @@ describe('a process that dies while the others connect to it', () => {
     60_000,
   );
 });
+
+test('a connection that was reset before anybody looked at it fails; the process lives', async () => {
+  const server = await StoreServer.listen('127.0.0.1', 0);
+  const store = { host: '127.0.0.1', port: server.port, serve: false };
+  const [rank] = await start(1, 'reduce', { init: { timeoutMs: 20_000, size: 2, store } });
+  const ghost = await StoreClient.connect(store, 5000);
+  const member = JSON.stringify({ rank: 1, size: 2, version: VERSION, host: 'ghost', pid: 1 });
+  await ghost.compareSet('/varlen/0/0/0/member/1', '', member);
+  const port = Buffer.from(await ghost.get('/varlen/0/0/0/address/0', 20_000)).readUInt16BE(2);
+  rank.child.kill('SIGSTOP');
+  await new Promise<void>((resolve, reject) => {
+    const socket = connect(port, '127.0.0.1', () => socket.resetAndDestroy());
+    socket.once('close', () => resolve()).once('error', reject);
+  });
+  rank.child.kill('SIGCONT');
+  // It waits for the one with the larger port.
+  const address = Buffer.alloc(136);
+  address.set([2, 0, 0xff, 0xff, 127, 0, 0, 1]);
+  await ghost.set('/varlen/0/0/0/address/1', address);
+  expect(await rank.until('failed')).toMatchObject({ code: 'ERR_VARLEN_DIST_STORE' });
+  expect(await rank.ended).toBe(1);
+  ghost.close();
+  await server.close();
+}, 60_000);
 
 describe('ranks that do not fit together', () => {
   test('a rank that is there twice fails, and so does the job', async () => {

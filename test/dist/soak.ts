@@ -1,5 +1,5 @@
 /**
- * Random kill and stop schedules with real processes: `npm run test:soak [-- schedules [seed]]`.
+ * Random kill and stop schedules with real processes: `npm run test:soak [-- schedules [seed [kind...]]]`.
  *
  * Each schedule is a job of two to four ranks, some of which are killed, stopped, exit, abort or do nothing
  * of the kind, at a random moment from the rendezvous on. Everybody else must end with the right error and
@@ -117,14 +117,17 @@ class Soak {
   readonly problems: string[] = [];
   readonly #port: number;
 
-  constructor(seed: number, port: number) {
+  readonly #kinds: readonly Kind[];
+
+  constructor(seed: number, port: number, wanted: readonly Kind[]) {
     this.#random = new SeededRandom(seed, 0);
     this.#port = port;
+    this.#kinds = wanted;
   }
 
   async run(k: number): Promise<void> {
     const random = this.#random;
-    const kind = kinds[random.below(kinds.length)];
+    const kind = this.#kinds[random.below(this.#kinds.length)];
     const size = (kind === 'kill two' ? 3 : 2) + random.below(kind === 'kill two' ? 2 : 3);
     const victim = random.below(size);
     const victims = kind === 'kill two' ? [victim, (victim + 1) % size] : [victim];
@@ -163,13 +166,13 @@ class Soak {
       ranks[victim].child.kill('SIGCONT');
       const said = await ranks[victim].reported('end', k);
       if (said === undefined || said.resolved)
-        this.#report(k, `the stopped rank ${JSON.stringify(said)}`, ranks[victim]);
+        await this.#report(k, `the stopped rank ${JSON.stringify(said)}`, ranks[victim]);
     } else if (gone) {
       await Promise.all(victims.map((rank) => ranks[rank].ended));
     }
     for (const runner of ranks.filter(({ alive }) => alive)) {
       const left = await runner.leftover();
-      if (left !== undefined) this.#report(k, `${kind}: a survivor keeps ${left}`, runner);
+      if (left !== undefined) await this.#report(k, `${kind}: a survivor keeps ${left}`, runner);
     }
     this.#counts.set(kind, (this.#counts.get(kind) ?? 0) + 1);
     for (let i = this.#pool.length - 1; i >= 0; i--) if (!this.#pool[i].alive) this.#pool.splice(i, 1);
@@ -211,7 +214,7 @@ class Soak {
       this.#latencies.set(kind, list);
     } else {
       const how = runner.child.signalCode ?? runner.child.exitCode ?? 'alive';
-      this.#report(
+      await this.#report(
         k,
         `${kind} of ${victims}/${size}: rank ${rank} ${code} (${how}) ${JSON.stringify(said)}`,
         runner,
@@ -219,8 +222,9 @@ class Soak {
     }
   }
 
-  #report(k: number, problem: string, runner: Runner): void {
+  async #report(k: number, problem: string, runner: Runner): Promise<void> {
     this.problems.push(problem);
+    if (!runner.alive) await runner.ended; // with all that it had to say
     console.log(`#${k} ${problem} ${runner.stderr}`);
     runner.discard();
   }
@@ -249,9 +253,10 @@ class Soak {
 }
 
 async function main(): Promise<void> {
-  const [schedules = 1000, seed = Date.now() % 1_000_000] = process.argv.slice(2).map(Number);
+  const [schedules = 1000, seed = Date.now() % 1_000_000] = process.argv.slice(2, 4).map(Number);
+  const wanted = kinds.filter((kind) => process.argv.length < 5 || process.argv.slice(4).includes(kind));
   const server = await StoreServer.listen('127.0.0.1', 0);
-  const soak = new Soak(seed, server.port);
+  const soak = new Soak(seed, server.port, wanted);
   const started = Date.now();
   console.log(`${schedules} schedules, seed ${seed}`);
   for (let k = 0; k < schedules; k++) {
