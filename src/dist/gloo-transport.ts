@@ -226,6 +226,8 @@ class GlooTransport implements Transport {
   /** The failure is known, or this rank has closed the group. */
   #ending = false;
   #told = false;
+  /** The reason is on its way to the store. */
+  #writing = false;
   #storeLost = false;
   #released = false;
 
@@ -264,8 +266,11 @@ class GlooTransport implements Transport {
   fail(failure: GroupFailure): void {
     if (this.#ending) return;
     this.#ending = true;
-    // The peers must find the reason before they find the connection closed.
-    void this.#poison.propose(failure).then(() => this.#release());
+    this.#writing = true;
+    void this.#poison.propose(failure).then(() => {
+      this.#writing = false;
+      this.#release();
+    });
   }
 
   async subgroup(ranks: readonly number[], seq: number, timeoutMs: number): Promise<Transport> {
@@ -284,7 +289,8 @@ class GlooTransport implements Transport {
   ended(): void {
     this.#ending = true;
     this.#told = true;
-    this.#release();
+    // The peers must find the reason before they find the connection closed.
+    if (!this.#writing) this.#release();
   }
 
   close(): void {
@@ -409,7 +415,10 @@ class GlooTransport implements Transport {
 
   /** Tells the first account of the failure. */
   async #propose(failure: GroupFailure): Promise<void> {
+    this.#writing = true;
     const first = await this.#poison.propose(failure);
+    this.#writing = false;
+    if (this.#told) this.#release(); // closed meanwhile
     this.#tell(first ?? failure, first === undefined ? SILENT_LINGER_MS : 0);
   }
 

@@ -245,7 +245,12 @@ async function softFaults(group: ProcessGroup): Promise<void> {
 
   const aborted = await group.subgroup(all);
   const started = performance.now();
-  if (odd) setTimeout(() => aborted.abort(new Error('out of data')), 100);
+  if (odd) {
+    setTimeout(() => {
+      aborted.abort(new Error('out of data'));
+      void aborted.close(); // at once: the peers must hear of the abort all the same
+    }, 100);
+  }
   const waiting = rank === 0 ? 'away' : await outcome(() => aborted.allGatherV(new Uint8Array(9000)));
   say('abort', { outcome: waiting, ms: performance.now() - started - 100 });
   await group.barrier();
