@@ -40,9 +40,9 @@ Status ReadHeader(const int32_t* words, int64_t size, Header* header,
       }
       auto m = std::make_unique<Modalities>();
       m->positions.resize(static_cast<size_t>(header->num_modalities));
-      m->of.resize(static_cast<size_t>(s.k_length));
       m->rank.resize(static_cast<size_t>(s.k_length));
-      std::memcpy(m->of.data(), words + s.modality, static_cast<size_t>(s.k_length));
+      const auto* ids = reinterpret_cast<const uint8_t*>(words + s.modality);
+      m->of.assign(ids, ids + s.k_length);
       for (int32_t x = 0; x < s.k_length; ++x) {
         const uint8_t id = m->of[static_cast<size_t>(x)];
         if (id >= header->num_modalities) {
