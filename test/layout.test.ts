@@ -13,6 +13,7 @@ const WITHOUT_CUDA = [
   'cross-entropy',
   'cross-entropy-from-hidden',
   'embedding',
+  'fused-linear-jsd',
   'generalized-jsd',
   'grad-clip',
   'group-advantage',
