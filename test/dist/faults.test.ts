@@ -1,5 +1,7 @@
 /** What happens to the others when one process of a job fails: the rows of the fault matrix. */
-import { connect } from 'node:net';
+import { readdirSync, readFileSync } from 'node:fs';
+import { connect, createServer, type Socket } from 'node:net';
+import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
 import { StoreClient } from '../../src/dist/store-client.js';
 import { StoreServer } from '../../src/dist/store-server.js';
@@ -174,6 +176,93 @@ describe('a process that dies while the others connect to it', () => {
     },
     60_000,
   );
+});
+
+/**
+ * Two ranks whose only connection runs through this process: rank 0's address is replaced before rank 1
+ * reads it. Rank 1 has the larger address, so it connects.
+ */
+async function startThroughProxy(collectiveTimeoutMs: number) {
+  const server = await StoreServer.listen('127.0.0.1', 0);
+  const store = { host: '127.0.0.1', port: server.port, serve: false };
+  const options = { ...init, collectiveTimeoutMs, size: 2, store };
+  const [first] = await start(1, 'reduce', { init: { ...options, rank: 0, host: '127.0.0.1' } });
+  const client = await StoreClient.connect(store, 5000);
+  // A stand-in for rank 1, so that rank 0 publishes where it waits.
+  const [member, key] = ['/varlen/0/0/0/member/1', '/varlen/0/0/0/address/0'];
+  const stand = { rank: 1, size: 2, version: VERSION, host: 'stand-in', pid: 1 };
+  await client.compareSet(member, '', JSON.stringify(stand));
+  const address = Buffer.from(await client.get(key, 20_000));
+  const port = address.readUInt16BE(2);
+  const ends: Socket[] = [];
+  const proxy = createServer((socket) => {
+    const onward = connect(port, '127.0.0.1');
+    for (const end of [socket, onward]) end.on('error', () => {});
+    socket.pipe(onward);
+    onward.pipe(socket);
+    ends.push(socket, onward);
+  });
+  await new Promise<void>((resolve) => proxy.listen(0, '127.0.0.1', resolve));
+  address.writeUInt16BE((proxy.address() as { port: number }).port, 2);
+  await client.set(key, address);
+  await client.deleteKey(member);
+  const [second] = await start(1, 'reduce', { init: { ...options, rank: 1, host: '127.0.0.2' } });
+  const stop = async () => {
+    for (const end of ends) end.destroy();
+    proxy.close();
+    client.close();
+    await server.close();
+  };
+  return { ranks: [first, second], ends, stop };
+}
+
+describe('the connection between two ranks', () => {
+  test('that carries nothing more is a deadline, and names nobody who is alive', async () => {
+    const deadline = 2000;
+    const { ranks, ends, stop } = await startThroughProxy(deadline);
+    await all(ranks, 'running');
+    const at = Date.now();
+    for (const end of ends) end.unpipe().pause();
+    for (const said of await all(ranks, 'rejected')) {
+      expect(said).toMatchObject({ code: 'ERR_VARLEN_DIST_TIMEOUT' });
+      expect(said.details).not.toHaveProperty('missingRanks');
+      expect((said.at as number) - at).toBeLessThan(1.5 * deadline + promptly);
+    }
+    expect(await endsOf(ranks)).toEqual([0, 0]);
+    await stop();
+  }, 60_000);
+
+  test('that is reset is a lost peer', async () => {
+    const { ranks, ends, stop } = await startThroughProxy(60_000);
+    await all(ranks, 'running');
+    const at = Date.now();
+    for (const end of ends) end.resetAndDestroy();
+    for (const said of await all(ranks, 'rejected')) {
+      expect(said).toMatchObject(lost);
+      expect((said.at as number) - at).toBeLessThan(promptly);
+    }
+    expect(await endsOf(ranks)).toEqual([0, 0]);
+    await stop();
+  }, 60_000);
+});
+
+test('a process that has no descriptor left is told so by init', async () => {
+  const [rank] = await start(1, 'no descriptors', { init: { ...init, size: 2, rank: 0 } });
+  const said = await rank.until('failed');
+  expect(said).toMatchObject({ code: 'ERR_VARLEN_DIST_STORE' });
+  expect(said.message).toContain('EMFILE');
+  expect(await rank.ended).toBe(1);
+}, 60_000);
+
+test('no source of the engine reads the wall clock: setting it has no effect on a deadline', () => {
+  const folders = ['src/dist', 'native/dist'].map((folder) => join(import.meta.dirname, '../..', folder));
+  const files = folders.flatMap((folder) => readdirSync(folder).map((file) => join(folder, file)));
+  expect(files.length).toBeGreaterThan(30);
+  for (const file of files) {
+    expect(readFileSync(file, 'utf8'), file).not.toMatch(
+      /Date\.now|new Date|system_clock|gettimeofday|\btime\(/,
+    );
+  }
 });
 
 test('a connection that was reset before anybody looked at it fails; the process lives', async () => {

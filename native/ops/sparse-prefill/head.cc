@@ -124,8 +124,9 @@ void Head::CutPart(int32_t part, const Pattern& pattern, std::vector<int32_t> ro
     if (!rows.empty()) return CutList({part, stage, -1, 0, 0, true}, rows, per_tile);
     for (int64_t begin = 0; begin < sequence_->q_length;) {
       const int64_t position = begin + shift;  // tiles start at multiples, wherever a chunk starts
-      const int64_t end =
-          std::min(sequence_->q_length, (position / per_tile + 1) * per_tile - shift);
+      // Rounded down also before the first key, where a chunk that is not causal may start.
+      const int64_t tile = position / per_tile - (position % per_tile < 0 ? 1 : 0);
+      const int64_t end = std::min(sequence_->q_length, (tile + 1) * per_tile - shift);
       tiles_.push_back({part, stage, -1, static_cast<int32_t>(end - begin), begin, false});
       begin = end;
     }

@@ -1,11 +1,12 @@
 /** One rank of a job, in a process of its own; test/support/rank-processes.ts starts it. */
 import { spawn } from 'node:child_process';
-import { readdirSync, readlinkSync } from 'node:fs';
+import { openSync, readdirSync, readlinkSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { isMainThread, Worker, workerData } from 'node:worker_threads';
 import { DynamicBatcher } from '../../../src/batch/batcher.js';
 import { init } from '../../../src/dist/init.js';
 import type { CollectiveArray, ProcessGroup, ReduceOp } from '../../../src/dist/process-group.js';
+import { fileLimit } from '../../../src/native/dist-binding.js';
 
 /** Tells the test something. */
 function say(event: string, more: object = {}): void {
@@ -420,6 +421,16 @@ const scripts: Record<string, (group: ProcessGroup) => Promise<void>> = {
   },
 };
 
+/** Opens files until the system refuses; the binary is loaded by then. */
+function useAllDescriptors(): void {
+  fileLimit();
+  try {
+    for (;;) openSync('/dev/null', 'r');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EMFILE') throw error;
+  }
+}
+
 /** One schedule of test/dist/soak.ts. */
 interface Schedule {
   readonly k: number;
@@ -480,6 +491,7 @@ async function main(): Promise<void> {
   }
   say('starting');
   if (script === 'never') return new Promise(() => setInterval(() => {}, 1000));
+  if (script === 'no descriptors') useAllDescriptors();
   const started = performance.now();
   const group = await init(JSON.parse(optionsText));
   say('ready', {
