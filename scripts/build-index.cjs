@@ -1,23 +1,51 @@
 'use strict';
-// Rewrites lib/index.js so that `require('varlen')` loads a layer when one of its names is first
+// Rewrites lib/index.js so that `require('varlen')` loads a module when one of its names is first
 // used. TypeScript can only say `export *`, which loads them all: most of a cold start.
 const fs = require('node:fs');
 const path = require('node:path');
 
 const file = path.resolve(__dirname, '../lib/index.js');
+const folder = path.dirname(file);
 
 /** The layers that the compiled index re-exports, in its order. */
 function layersOf(compiled) {
   return [...compiled.matchAll(/__exportStar\(require\("(.+?)"\), exports\)/g)].map(([, layer]) => layer);
 }
 
+/** Name of every re-export in a compiled module, with the file that it comes from. */
+function reexportsOf(module) {
+  const compiled = fs.readFileSync(module, 'utf8');
+  const required = new Map(
+    [...compiled.matchAll(/^(?:var|const) (\w+) = require\("(\..+?)"\);/gm)].map(([, name, from]) => [
+      name,
+      path.join(path.dirname(module), from),
+    ]),
+  );
+  const getter =
+    /defineProperty\(exports, "(\w+)", \{ enumerable: true, get: function \(\) \{ return (\w+)\.\1; \} \}\)/g;
+  return new Map([...compiled.matchAll(getter)].map(([, name, from]) => [name, required.get(from)]));
+}
+
+/** The file that defines `name`, as far as re-exports under the same name lead. */
+function originOf(module, name) {
+  for (let from = module; from !== undefined; from = reexportsOf(from).get(name)) module = from;
+  return module;
+}
+
 function lazyIndex(layers) {
+  const namesByFile = new Map();
   const seen = new Set();
-  const sections = layers.map((layer) => {
-    const own = Object.keys(require(path.join(path.dirname(file), layer))).filter((name) => !seen.has(name));
-    for (const name of own) seen.add(name);
-    return `lazy(() => require('${layer}'), ${JSON.stringify(own)});`;
-  });
+  for (const layer of layers.map((name) => path.join(folder, name))) {
+    for (const name of Object.keys(require(layer))) {
+      if (seen.has(name)) continue;
+      seen.add(name);
+      const origin = `./${path.relative(folder, originOf(layer, name))}`;
+      namesByFile.set(origin, [...(namesByFile.get(origin) ?? []), name]);
+    }
+  }
+  const lines = [...namesByFile].map(
+    ([origin, names]) => `lazy(() => require('${origin}'), ${JSON.stringify(names)});`,
+  );
   return `'use strict';
 Object.defineProperty(exports, '__esModule', { value: true });
 function lazy(load, names) {
@@ -25,7 +53,7 @@ function lazy(load, names) {
     Object.defineProperty(exports, name, { enumerable: true, configurable: true, get: () => load()[name] });
   }
 }
-${sections.join('\n')}
+${lines.join('\n')}
 // For those who read names without running anything, as Node does for import { ... }.
 0 && (module.exports = { ${[...seen].join(', ')} });
 `;

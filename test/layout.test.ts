@@ -12,6 +12,7 @@ const WITHOUT_CUDA = [
   'add',
   'cross-entropy-from-hidden',
   'embedding',
+  'fused-linear-jsd',
   'generalized-jsd',
   'grad-clip',
   'linear',

@@ -6,6 +6,7 @@
 #include "ops/cross-entropy-from-hidden/cross-entropy-from-hidden.h"
 #include "ops/cross-entropy/cross-entropy.h"
 #include "ops/embedding/embedding.h"
+#include "ops/fused-linear-jsd/fused-linear-jsd.h"
 #include "ops/generalized-jsd/generalized-jsd.h"
 #include "ops/grad-clip/grad-clip.h"
 #include "ops/group-advantage/group-advantage.h"
@@ -34,6 +35,8 @@ using Ops = OpList<
     cross_entropy_from_hidden::Backward,
     embedding::Forward,
     embedding::Backward,
+    fused_linear_jsd::Forward,
+    fused_linear_jsd::Backward,
     generalized_jsd::Forward,
     generalized_jsd::Backward,
     grad_clip::Forward,

@@ -8,6 +8,7 @@
 //
 #include "core/gemm-inl.h"
 #include "core/row-softmax-inl.h"
+#include "core/top-words-inl.h"
 //
 #include "core/dispatch.h"
 #include "core/parallel.h"
@@ -35,29 +36,25 @@ HWY_INLINE void ForEachSegment(const DenseLogits& logits, int64_t row, float* z,
 }
 
 template <class T>
-Status Statistics(const DenseLogits& logits, const int32_t* targets, const RowStatistics& out) {
+Status Statistics(const DenseLogits& logits, const int32_t* targets, const RowStatistics& out,
+                  const RowWords& words) {
   return ParallelFor(logits.num_rows, [&](int64_t row, int) HWY_ATTR {
     if (Cancelled()) return;
     HWY_ALIGN float z[kSegment];
     RowSums sums;
     ForEachSegment<T>(logits, row, z, [&](int64_t first, int64_t count, float* z) HWY_ATTR {
       AddLogits(z, count, sums);
+      TakeWords(words, row, first, count, z);
       if (targets == nullptr) return;
       const int64_t target = targets[row] - first;
       if (target >= 0 && target < count) out.target_logit[row] = z[target];
     });
+    FinishWords(words, row);
     if (out.lse != nullptr) out.lse[row] = sums.Lse();
     if (out.entropy != nullptr) out.entropy[row] = static_cast<float>(sums.Entropy());
     if (out.sum_squares != nullptr) out.sum_squares[row] = static_cast<float>(sums.SumSquares());
     if (out.mean_logit != nullptr) out.mean_logit[row] = static_cast<float>(sums.MeanLogit());
   });
-}
-
-template <class T>
-HWY_INLINE void StoreRow(const float* from, int64_t n, T* to) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) StoreFromFloat(hn::LoadU(Floats(), from + i), to + i);
-  if (i < n) StoreFirst(hn::LoadU(Floats(), from + i), to + i, n - i);
 }
 
 template <class T>
@@ -77,10 +74,11 @@ Status Gradients(const DenseLogits& logits, const LogitGradients& gradients, voi
   });
 }
 
-Status StatisticsOfAny(const DenseLogits& logits, const int32_t* targets,
-                       const RowStatistics& out) {
-  return DispatchDType<float, bfloat16, half>(
-      logits.dtype, "logits", [&]<class T>() { return Statistics<T>(logits, targets, out); });
+Status StatisticsOfAny(const DenseLogits& logits, const int32_t* targets, const RowStatistics& out,
+                       const RowWords& words) {
+  return DispatchDType<float, bfloat16, half>(logits.dtype, "logits", [&]<class T>() {
+    return Statistics<T>(logits, targets, out, words);
+  });
 }
 Status GradientsOfAny(const DenseLogits& logits, const LogitGradients& gradients, void* d_logits,
                       int64_t d_stride) {
@@ -96,15 +94,16 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace varlen {
 namespace {
-constexpr IsaTable<Status(const DenseLogits&, const int32_t*, const RowStatistics&)> kStatistics =
-    VARLEN_ISA_TABLE(StatisticsOfAny);
+constexpr IsaTable<Status(const DenseLogits&, const int32_t*, const RowStatistics&,
+                          const RowWords&)>
+    kStatistics = VARLEN_ISA_TABLE(StatisticsOfAny);
 constexpr IsaTable<Status(const DenseLogits&, const LogitGradients&, void*, int64_t)> kGradients =
     VARLEN_ISA_TABLE(GradientsOfAny);
 }  // namespace
 
 Status ComputeRowStatistics(const DenseLogits& logits, const int32_t* targets,
-                            const RowStatistics& out) {
-  return kStatistics.Get()(logits, targets, out);
+                            const RowStatistics& out, const RowWords& words) {
+  return kStatistics.Get()(logits, targets, out, words);
 }
 Status ComputeLogitGradients(const DenseLogits& logits, const LogitGradients& gradients,
                              void* d_logits, int64_t d_stride) {

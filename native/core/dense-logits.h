@@ -19,7 +19,7 @@ struct DenseLogits {
 };
 
 Status ComputeRowStatistics(const DenseLogits& logits, const int32_t* targets,
-                            const RowStatistics& out);
+                            const RowStatistics& out, const RowWords& words = {});
 
 // Writes du of the counted rows into d_logits, of the dtype and rows of `logits`.
 Status ComputeLogitGradients(const DenseLogits& logits, const LogitGradients& gradients,

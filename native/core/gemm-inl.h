@@ -225,6 +225,14 @@ HWY_INLINE void WidenRow(const T* from, int64_t n, float scale, float* to, int64
   for (; i < padded; i += kLanes) hn::StoreU(hn::Zero(d), d, to + i);
 }
 
+// Narrows n elements.
+template <class T>
+HWY_INLINE void StoreRow(const float* from, int64_t n, T* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) StoreFromFloat(hn::LoadU(Floats(), from + i), to + i);
+  if (i < n) StoreFirst(hn::LoadU(Floats(), from + i), to + i, n - i);
+}
+
 // Row `row` of packed panels: element c goes to panels[c / kPanel][row][c % kPanel], where one
 // panel has `panel_rows` rows. Columns past n are zero.
 template <class T>

@@ -352,11 +352,7 @@ class Backpropagation {
 
   HWY_INLINE void StoreHiddenGradient(int64_t row, int64_t r) const {
     T* to = static_cast<T*>(out_.d_hidden) + logits_.rows[row] * out_.d_hidden_stride;
-    const float* sum = sums_ + r * sum_stride_;
-    const int64_t size = logits_.hidden_size;
-    int64_t i = 0;
-    for (; i + kLanes <= size; i += kLanes) StoreFromFloat(hn::LoadU(Floats(), sum + i), to + i);
-    if (i < size) StoreFirst(hn::LoadU(Floats(), sum + i), to + i, size - i);
+    StoreRow(sums_ + r * sum_stride_, logits_.hidden_size, to);
   }
 
   const T* Hidden(int64_t row) const {

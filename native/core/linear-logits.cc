@@ -9,6 +9,7 @@
 #include "hwy/foreach_target.h"
 //
 #include "core/linear-logits-inl.h"
+#include "core/top-words-inl.h"
 //
 #include "core/dispatch.h"
 
@@ -27,7 +28,8 @@ void WriteStatistics(const RowSums& sums, int64_t row, const RowStatistics& out)
 }
 
 template <class T>
-Status Statistics(const LinearLogits& logits, const int32_t* targets, const RowStatistics& out) {
+Status Statistics(const LinearLogits& logits, const int32_t* targets, const RowStatistics& out,
+                  const RowWords& words) {
   if (logits.num_rows == 0) return {};
   const int64_t columns = std::min(ColumnsFor(kStatisticsBytes, logits.hidden_size),
                                    RoundUp(logits.vocab_size, kPanel));
@@ -48,12 +50,16 @@ Status Statistics(const LinearLogits& logits, const int32_t* targets, const RowS
         packed.Logits(row, rows, count, tile, stride);
         for (int64_t r = 0; r < rows; ++r) {
           AddLogits(tile + r * stride, count, sums[row + r]);
+          TakeWords(words, row + r, first, count, tile + r * stride);
           if (targets == nullptr) continue;
           const int64_t target = targets[row + r] - first;
           if (target >= 0 && target < count) out.target_logit[row + r] = tile[r * stride + target];
         }
       });
-  for (int64_t row = 0; row < logits.num_rows; ++row) WriteStatistics(sums[row], row, out);
+  for (int64_t row = 0; row < logits.num_rows; ++row) {
+    WriteStatistics(sums[row], row, out);
+    FinishWords(words, row);
+  }
   return status;
 }
 
@@ -96,9 +102,11 @@ Status Gradients(const LinearLogits& logits, const LogitGradients& gradients,
   return Backpropagation<T, SoftmaxGradient<T>>(logits, out, source).Run();
 }
 
-Status StatisticsAny(const LinearLogits& logits, const int32_t* targets, const RowStatistics& out) {
-  return DispatchDType<float, bfloat16, half>(
-      logits.dtype, "hidden", [&]<class T>() { return Statistics<T>(logits, targets, out); });
+Status StatisticsAny(const LinearLogits& logits, const int32_t* targets, const RowStatistics& out,
+                     const RowWords& words) {
+  return DispatchDType<float, bfloat16, half>(logits.dtype, "hidden", [&]<class T>() {
+    return Statistics<T>(logits, targets, out, words);
+  });
 }
 Status GradientsAny(const LinearLogits& logits, const LogitGradients& gradients,
                     const LinearGradients& out) {
@@ -113,15 +121,16 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace varlen {
 namespace {
-constexpr IsaTable<Status(const LinearLogits&, const int32_t*, const RowStatistics&)> kStatistics =
-    VARLEN_ISA_TABLE(StatisticsAny);
+constexpr IsaTable<Status(const LinearLogits&, const int32_t*, const RowStatistics&,
+                          const RowWords&)>
+    kStatistics = VARLEN_ISA_TABLE(StatisticsAny);
 constexpr IsaTable<Status(const LinearLogits&, const LogitGradients&, const LinearGradients&)>
     kGradients = VARLEN_ISA_TABLE(GradientsAny);
 }  // namespace
 
 Status ComputeRowStatistics(const LinearLogits& logits, const int32_t* targets,
-                            const RowStatistics& out) {
-  return kStatistics.Get()(logits, targets, out);
+                            const RowStatistics& out, const RowWords& words) {
+  return kStatistics.Get()(logits, targets, out, words);
 }
 Status ComputeLinearGradients(const LinearLogits& logits, const LogitGradients& gradients,
                               const LinearGradients& out) {

@@ -48,23 +48,36 @@ struct RowStatistics {
   float* mean_logit;    // sum_v z / vocab_size
 };
 
+struct WordLogit {
+  int32_t word;
+  float logit;  // z
+};
+
+// Logits of each counted row that are wanted one by one: those of given words, or the largest.
+struct RowWords {
+  int64_t per_row = 0;           // 0: none; at most vocab_size
+  WordLogit* entries = nullptr;  // [num_rows, per_row], ascending words
+  bool largest = false;  // words are found, equal logits from the lowest; else they are given
+};
+
 // targets: [num_rows], in [0, vocab_size); null when no target logit is wanted.
 Status ComputeRowStatistics(const LinearLogits& logits, const int32_t* targets,
-                            const RowStatistics& out);
+                            const RowStatistics& out, const RowWords& words = {});
 
 // The dense part of a row's gradient: dz[v] = p[v] (scale + slope ln p[v]) + offset.
 struct DenseGradient {
   float scale, slope, offset;
 };
 
-// dz of every counted row: its dense part, and sparse[row * per_row + i] more at the words
-// words[row * per_row + i], which ascend within a row (equal ones add up).
+// dz of every counted row: its dense part, and at the words words[row * per_row + i], which ascend
+// within a row, sparse[row * per_row + i] more (equal words add up), or that alone.
 struct LogitGradients {
   const double* lse;
   const DenseGradient* dense;
   int64_t per_row;
   const int32_t* words;
   const float* sparse;
+  bool sparse_alone = false;  // for sums of the two that would cancel
 };
 
 // Where gradients go; null: not wanted. Rows of d_hidden are those of hidden; uncounted ones are

@@ -8,7 +8,7 @@
 
 namespace varlen {
 
-// Element i of a contiguous tensor of any float type, as the references read it.
+// Element i of a tensor of floats of any type or of mask bytes, as the references read it.
 inline double ReadDouble(const Tensor& tensor, int64_t i) {
   switch (tensor.dtype) {
     case DType::kF64:
@@ -19,9 +19,15 @@ inline double ReadDouble(const Tensor& tensor, int64_t i) {
       return static_cast<float>(tensor.data<half>()[i]);
     case DType::kBF16:
       return static_cast<float>(tensor.data<bfloat16>()[i]);
+    case DType::kU8:
+      return tensor.data<uint8_t>()[i];
     default:
       return std::numeric_limits<double>::quiet_NaN();  // Validate() refuses every other dtype
   }
+}
+// The same of an argument that may be absent.
+inline double ReadOr(const Tensor& tensor, int64_t i, double absent) {
+  return tensor ? ReadDouble(tensor, i) : absent;
 }
 
 }  // namespace varlen

@@ -131,7 +131,12 @@ class MakeOutputs {
   template <class T>
   void Scalar(const char*, T&) {}
   void Flag(const char*, bool&) {}
+  // An output that the caller brings says what its dimensions are; it is replaced all the same.
   void Out(const char*, Tensor& tensor, TypeVar type, Dims dims, bool wanted = true) {
+    if (tensor && wanted) {
+      int i = 0;
+      for (const char* dim : dims) dims_.emplace(dim, tensor.shape[i++]);
+    }
     tensor = {};
     if (!wanted) return;
     DType dtype =

@@ -183,7 +183,10 @@ HWY_INLINE void DifferentiateSegment(const Activation& activation, const LogitGr
     if (dense.slope != 0) dz = hn::Add(dz, MulOrZero(hn::Mul(slope, log_p), p));
     hn::StoreU(activation.Backward(dz, logit), d, z + i);
   }
-  for (int64_t i = begin; i < end; ++i) z[words[i] - first] += scratch[i];
+  for (int64_t i = begin; i < end; ++i) {
+    float& at = z[words[i] - first];
+    at = gradients.sparse_alone ? scratch[i] : at + scratch[i];
+  }
 }
 
 }  // namespace HWY_NAMESPACE

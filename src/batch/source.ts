@@ -70,6 +70,17 @@ function isThenable<T>(value: unknown): value is PromiseLike<T> {
   return typeof value === 'object' && value !== null && typeof (value as PromiseLike<T>).then === 'function';
 }
 
+/** What an iterator's result holds, or undefined at the end. */
+function opened<S>(settled: unknown): { value: S } | undefined | Promise<{ value: S }> {
+  if (typeof settled !== 'object' || settled === null) {
+    return badSource(`iterator result must be an object; got ${show(settled)}`);
+  }
+  const { done, value } = settled as IteratorResult<S | PromiseLike<S>>;
+  if (done) return undefined;
+  // A synchronous iterable may yield promises.
+  return isThenable<S>(value) ? Promise.resolve(value).then((awaited) => ({ value: awaited })) : { value };
+}
+
 /** Where a pass is continued. */
 export interface RawStart<S> {
   /** The source's own state, when it has one. */
@@ -198,16 +209,9 @@ export class RawReader<S> {
   #pull(): { value: S } | undefined | Promise<{ value: S } | undefined> {
     this.#iterator ??= iterate(this.#source, this.epoch);
     const result: unknown = this.#iterator.next();
-    const open = (settled: unknown): { value: S } | undefined | Promise<{ value: S }> => {
-      if (typeof settled !== 'object' || settled === null) {
-        return badSource(`iterator result must be an object; got ${show(settled)}`);
-      }
-      const { done, value } = settled as IteratorResult<S | PromiseLike<S>>;
-      if (done) return undefined;
-      // A synchronous iterable may yield promises.
-      return isThenable(value) ? Promise.resolve(value).then((awaited) => ({ value: awaited })) : { value };
-    };
-    return isThenable(result) ? Promise.resolve(result).then(open) : open(result);
+    return isThenable(result)
+      ? Promise.resolve(result).then((settled) => opened<S>(settled))
+      : opened(result);
   }
 
   /** Tells the source that nobody reads on. A source that is stuck is not waited for. */

@@ -8,6 +8,7 @@ import {
   AGGREGATIONS,
   type AggregationName,
   demoRecipe,
+  KL_KINDS,
   quickRecipe,
   type TrainRecipe,
 } from '../trainer/recipe.js';
@@ -48,6 +49,17 @@ export const usage: Usage = {
     ['--prompts N --responses N', 'per policy update'],
     ['--max-new-tokens N', 'longest response'],
     ['--alpha X', 'of delta-l, 0 to 1; default 0.75'],
+    [
+      '--kl-coef X --kl-kind K',
+      `penalty on the KL to the policy after SFT; default 0, k3; ${KL_KINDS.join(', ')}`,
+    ],
+    ['--reweight X', 'Advantage Reweighting, 0 to 1; published 0.3, default 0: off'],
+    ['--lopti X', 'two steps per update, tokens less likely than X first; published 0.5, default 0: off'],
+    [
+      '--partial-rollouts',
+      'an update takes the first complete rollouts, the others go on under the next policy',
+    ],
+    ['--max-staleness N', 'of partial rollouts, in updates; default 2'],
     ['--people N,N --depth N', 'of knights-and-knaves; default 2,3 and 1'],
     ['--english', 'knights-and-knaves as English sentences, byte by byte'],
     ['--skip-bad-lines', 'of FILE.jsonl: count them instead of ending'],
@@ -82,6 +94,12 @@ const FLAGS = {
   responses: text,
   'max-new-tokens': text,
   alpha: text,
+  'kl-coef': text,
+  'kl-kind': text,
+  reweight: text,
+  lopti: text,
+  'partial-rollouts': flag,
+  'max-staleness': text,
   people: text,
   depth: text,
   english: flag,
@@ -97,9 +115,9 @@ function integer(values: Values, name: string, least: number, byDefault: number)
   return typeof value === 'string' ? integerFlag(usage, name, value, least) : byDefault;
 }
 
-function number(values: Values, name: string, byDefault: number): number {
+function number(values: Values, name: string, byDefault: number, least = 0): number {
   const value = values[name];
-  return typeof value === 'string' ? numberFlag(usage, name, value, 0) : byDefault;
+  return typeof value === 'string' ? numberFlag(usage, name, value, least) : byDefault;
 }
 
 /** The recipe that the flags ask for. */
@@ -123,6 +141,12 @@ function recipeOf(values: Values): TrainRecipe {
       responses: integer(values, 'responses', 2, rl.responses),
       maxNewTokens: integer(values, 'max-new-tokens', 1, rl.maxNewTokens),
       alpha: number(values, 'alpha', rl.alpha),
+      klCoef: number(values, 'kl-coef', rl.klCoef),
+      klKind: wordFlag(usage, 'kl-kind', String(values['kl-kind'] ?? rl.klKind), KL_KINDS),
+      reweightAlpha: number(values, 'reweight', rl.reweightAlpha),
+      loptiEta: number(values, 'lopti', rl.loptiEta, -1),
+      partialRollouts: values['partial-rollouts'] === true,
+      maxStaleness: integer(values, 'max-staleness', 0, rl.maxStaleness),
       aggregation: wordFlag(usage, 'aggregation', String(aggregation), AGGREGATIONS),
     },
     evaluation: {

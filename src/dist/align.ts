@@ -172,10 +172,9 @@ function encodePosition(position: RunPosition): Int32Array {
 }
 
 function column(gathered: Int32Array, word: number): number[] {
-  return Array.from(
-    { length: gathered.length / HEADER_WORDS },
-    (_, rank) => gathered[rank * HEADER_WORDS + word],
-  );
+  const values: number[] = [];
+  for (let at = word; at < gathered.length; at += HEADER_WORDS) values.push(gathered[at]);
+  return values;
 }
 
 /** Throws, on every rank alike, when the ranks' values of one header field differ. */

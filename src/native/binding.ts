@@ -42,6 +42,8 @@ export type NativeOp =
   | 'crossEntropyFromHiddenBackward'
   | 'embedding'
   | 'embeddingBackward'
+  | 'fusedLinearJsd'
+  | 'fusedLinearJsdBackward'
   | 'generalizedJsd'
   | 'generalizedJsdBackward'
   | 'gradClip'

@@ -5,7 +5,20 @@ export { crossEntropy } from './cross-entropy.js';
 export { type CrossEntropyFromHiddenOptions, crossEntropyFromHidden } from './cross-entropy-from-hidden.js';
 export type { CrossEntropyOptions, CrossEntropyResult } from './cross-entropy-options.js';
 export { type EmbeddingOptions, embedding } from './embedding.js';
-export { type GeneralizedJsdOptions, type GeneralizedJsdResult, generalizedJsd } from './generalized-jsd.js';
+export {
+  type FusedLinearJsdOptions,
+  fusedLinearJsd,
+  type HiddenStoredTeacher,
+  type HiddenTeacher,
+} from './fused-linear-jsd.js';
+export { type GeneralizedJsdOptions, generalizedJsd, type LogitsTeacher } from './generalized-jsd.js';
+export type {
+  GeneralizedJsdResult,
+  JsdOptions,
+  JsdTopk,
+  StoredTeacher,
+  StoredWords,
+} from './generalized-jsd-options.js';
 export { type GradClipOptions, gradClip } from './grad-clip.js';
 export { type GroupAdvantageOptions, groupAdvantage } from './group-advantage.js';
 export { lengthHash } from './length-hash.js';

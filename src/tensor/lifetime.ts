@@ -56,6 +56,8 @@ export function memoryStats(device: DeviceLike = 'cpu'): MemoryStats {
 
 /** Something a scope can free. */
 export interface Disposer {
+  /** Goes with it, unless somebody keeps it. */
+  grad?: Disposer | null;
   dispose(): void;
 }
 
@@ -94,7 +96,8 @@ function reachable(value: unknown): Set<unknown> {
 
 /**
  * Calls `fn` and disposes every tensor made inside it, except those its result leads to (through
- * arrays, plain objects, maps and sets). Scopes nest. Gradients outlive the scope that computed them.
+ * arrays, plain objects, maps and sets). Scopes nest. A gradient outlives the scope that computed it, and
+ * goes with the tensor it belongs to.
  *
  * @param fn a synchronous function: with an asynchronous one, "inside" would have no end
  * @throws `ERR_VARLEN_TYPE` when `fn` returns a promise
@@ -118,7 +121,9 @@ export function scope<T>(fn: () => T): T {
       throw wrongType('scope', 'fn', result, 'a function that returns no promise');
     }
     if (made.size > 0) {
-      for (const kept of reachable(result)) if (made.delete(kept as Disposer)) outer?.add(kept as Disposer);
+      const kept = reachable(result);
+      for (const value of kept) if (made.delete(value as Disposer)) outer?.add(value as Disposer);
+      for (const tensor of made) if (kept.has(tensor.grad)) tensor.grad = null;
     }
   } finally {
     currentScope = outer;

@@ -126,7 +126,7 @@ export class Tensor extends native.HandleOwner implements Disposable {
   readonly device: Device;
   /**
    * Sum of the gradients that `backward()` brought here, float32; `null` until then. Dispose it, or set it
-   * to `null`, to start anew.
+   * to `null`, to start anew. It goes with this tensor: to keep it longer, take it and set this to `null`.
    */
   grad: Tensor | null = null;
   #handle: number;
@@ -484,11 +484,12 @@ export class Tensor extends native.HandleOwner implements Disposable {
     throw unsupported('Tensor.fromIpc', 'CUDA IPC');
   }
 
-  /** Gives the memory back once the work that uses it is done. Twice is once. */
+  /** Gives the memory back, that of {@link grad} too, once the work that uses it is done. Twice is once. */
   dispose(): void {
     if (this.#handle === 0) return;
     abandon(this, this.#handle);
     this.#handle = 0;
+    this.grad?.dispose();
     if (this.#source !== undefined) dropNode(this.#source.node);
     this.#source = undefined;
   }

@@ -357,6 +357,28 @@ describe('gradients', () => {
     x.dispose();
   });
 
+  test('go with their tensor, unless they were taken from it', () => {
+    const [x, y] = [parameter(1), parameter(2)];
+    scope(() => attend(x, y, y).backward(constant(4)));
+    const taken = y.grad;
+    y.grad = null;
+    x.dispose();
+    y.dispose();
+    expect(x.grad?.disposed).toBe(true);
+    expect(read(taken)).toHaveLength(48);
+    taken?.dispose();
+  });
+
+  test('leave a scope that returns them', () => {
+    const grad = scope(() => {
+      const x = parameter(1);
+      attend(x, x, x).backward(constant(4));
+      return x.grad;
+    });
+    expect(read(grad)).toHaveLength(48);
+    grad?.dispose();
+  });
+
   test('start anew when grad is disposed or set to null', () => {
     scope(() => {
       const [x, g] = [parameter(1), constant(4)];

@@ -9,7 +9,7 @@ namespace {
 
 using cuda::Launch;
 
-DeviceOptions OptionsOf(const CrossEntropyOptions& o) {
+DeviceCrossEntropy OptionsOf(const CrossEntropyOptions& o) {
   return {o.label_smoothing, o.z_loss, o.scale, o.normalize};
 }
 
@@ -50,7 +50,7 @@ Status LaunchForward(const Forward& p) {
   Launch& launch = Launch::Current();
   const int64_t num_rows = p.logits.shape[0], vocab_size = p.logits.shape[1];
   const int32_t* targets = launch.DataOf(p.tokens.target_ids);
-  const DeviceOptions options = OptionsOf(p.options);
+  const DeviceCrossEntropy options = OptionsOf(p.options);
   const DeviceLogits<T> in = LogitsOf<T>(p.logits, p.tokens, targets, p.options);
   auto* losses = launch.Scratch<double>(num_rows);
   auto* bad_weights = launch.Scratch<double>(2);
@@ -58,8 +58,9 @@ Status LaunchForward(const Forward& p) {
       num_rows, {in,
                  {options, losses, p.out.per_token.data<float>(), p.out.logprobs.data<float>(),
                   p.out.entropies.data<float>(), p.out.lse.data<double>()}});
-  launch.Run<Totals>(1, {options, in.mask, in.weights, losses, num_rows, launch.Scratch<double>(1),
-                         p.out.loss.data<float>(), bad_weights});
+  launch.Run<CrossEntropyTotals>(
+      1, {options, in.mask, in.weights, losses, num_rows, launch.Scratch<double>(1),
+          p.out.loss.data<float>(), bad_weights});
   CheckWhenDone(launch, p.tokens, targets, bad_weights, num_rows, vocab_size);
   return launch.status();
 }
@@ -70,11 +71,11 @@ Status LaunchBackward(const Backward& p) {
   const int64_t num_rows = p.logits.shape[0], vocab_size = p.logits.shape[1];
   if (p.logits.size() == 0) return {};
   const int32_t* targets = launch.DataOf(p.tokens.target_ids);
-  const DeviceOptions options = OptionsOf(p.options);
+  const DeviceCrossEntropy options = OptionsOf(p.options);
   const DeviceLogits<T> in = LogitsOf<T>(p.logits, p.tokens, targets, p.options);
   auto* factor = launch.Scratch<double>(1);
   auto* bad_weights = launch.Scratch<double>(2);
-  launch.Run<Totals>(
+  launch.Run<CrossEntropyTotals>(
       1, {options, in.mask, in.weights, nullptr, num_rows, factor, nullptr, bad_weights});
   const CrossEntropyUpstream& up = p.upstream;
   launch.Run<Gradients<T>>(

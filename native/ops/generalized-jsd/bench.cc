@@ -17,13 +17,13 @@ int main(int argc, char** argv) {
     forward.Visit(make);
     if (!Run(forward).ok()) return 1;
     Backward backward;
-    backward.d_loss = testing::FromValues(DType::kF32, {}, {1});
     backward.student = forward.student;
     backward.teacher = forward.teacher;
-    backward.coefficients = forward.coefficients;
-    backward.student_lse = forward.student_lse;
-    backward.teacher_lse = forward.teacher_lse;
-    backward.inner = forward.inner;
+    backward.upstream.d_loss = testing::FromValues(DType::kF32, {}, {1});
+    backward.upstream.coefficients = forward.out.coefficients;
+    backward.upstream.student_lse = forward.out.student_lse;
+    backward.upstream.teacher_lse = forward.out.teacher_lse;
+    backward.upstream.inner = forward.out.inner;
     const std::string name = "t256-v32768-" + std::string(NameOf(dtype));
     const int64_t bytes = kTokens * kVocab * SizeOf(dtype);
     bench::MeasureBytes(flags, name, forward, 2 * bytes);

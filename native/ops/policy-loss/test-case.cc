@@ -275,6 +275,21 @@ Case Alone(const Case& c, int64_t i) {
   return one;
 }
 
+double LargestError(const Doubles& a, const Doubles& b) {
+  double error = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double distance = std::abs(a[i] - b[i]);
+    error =
+        std::isnan(distance) ? std::numeric_limits<double>::infinity() : std::max(error, distance);
+  }
+  return error;
+}
+double LargestOf(const Doubles& a) {
+  double largest = 0;
+  for (double value : a) largest = std::max(largest, std::abs(value));
+  return largest;
+}
+
 bool SameBits(const Doubles& a, const Doubles& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
 }

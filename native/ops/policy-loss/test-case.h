@@ -62,6 +62,9 @@ std::vector<Variant> AllRules();
 // Sequence i of a case alone.
 Case Alone(const Case& c, int64_t i);
 
+// Infinite where one of the two is NaN.
+double LargestError(const Doubles& a, const Doubles& b);
+double LargestOf(const Doubles& a);
 // Same bits.
 bool SameBits(const Doubles& a, const Doubles& b);
 

@@ -131,21 +131,6 @@ DeviceResults Emulate(const Case& c, const Run& run) {
 
 Results RunEmulated(const Case& c, const Run& run = {}) { return Emulate<float>(c, run).results; }
 
-double LargestError(const Doubles& a, const Doubles& b) {
-  double error = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    const double distance = std::abs(a[i] - b[i]);
-    error =
-        std::isnan(distance) ? std::numeric_limits<double>::infinity() : std::max(error, distance);
-  }
-  return error;
-}
-double LargestOf(const Doubles& a) {
-  double largest = 0;
-  for (double value : a) largest = std::max(largest, std::abs(value));
-  return largest;
-}
-
 // Within the bounds that the CPU keeps: 2e-6 of the largest value, 4e-6 for statistics.
 void CheckAgainst(const Results& got, const Results& want, const Case& c) {
   constexpr double kRelative = 2e-6;

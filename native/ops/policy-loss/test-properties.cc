@@ -156,20 +156,6 @@ TEST_CASE("Gradients of the reference are differences of its loss, for every com
   }
 }
 
-double LargestError(const Doubles& a, const Doubles& b) {
-  double error = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    const double distance = std::abs(a[i] - b[i]);
-    error =
-        std::isnan(distance) ? std::numeric_limits<double>::infinity() : std::max(error, distance);
-  }
-  return error;
-}
-double LargestOf(const Doubles& a) {
-  double largest = 0;
-  for (double value : a) largest = std::max(largest, std::abs(value));
-  return largest;
-}
 double SumOfSizes(const Case& c, const Doubles& per_token) {
   double sum = 0;
   for (int64_t i = 0; i < c.num_seqs(); ++i) {

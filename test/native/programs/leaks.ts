@@ -1,4 +1,4 @@
-/** Many calls; prints how far memory grew. Needs --expose-gc. The first argument picks the kind of call. */
+/** Many calls, in rounds; prints how far memory grew in the round in which it grew least. Needs --expose-gc. The first argument picks the kind of call. */
 import { Stream, Tensor, varlenAttention } from '../../../src/index.js';
 import { failing } from '../../support/failing.js';
 
@@ -36,7 +36,6 @@ function trained(): void {
   using g = Tensor.from(source, { shape: [2, 1, 8] });
   using result = varlenAttention(x, x, x, { cuSeqlens });
   result.out.backward(g);
-  x.grad?.dispose();
 }
 
 async function streamed(): Promise<void> {
@@ -65,13 +64,21 @@ async function settle(): Promise<NodeJS.MemoryUsage> {
   return process.memoryUsage();
 }
 
+/** A leak grows in every round; the allocator's and the collector's own moods do not. */
+const ROUNDS = 3;
+
 async function main(): Promise<void> {
   const [, , kind, times, warmUp] = process.argv;
   await repeat(kinds[kind], Number(warmUp));
-  const before = await settle();
-  await repeat(kinds[kind], Number(times));
-  const after = await settle();
-  console.log(JSON.stringify({ rss: after.rss - before.rss, heap: after.heapUsed - before.heapUsed }));
+  const least = { rss: Number.POSITIVE_INFINITY, heap: Number.POSITIVE_INFINITY };
+  for (let round = 0; round < ROUNDS; round++) {
+    const before = await settle();
+    await repeat(kinds[kind], Number(times));
+    const after = await settle();
+    least.rss = Math.min(least.rss, after.rss - before.rss);
+    least.heap = Math.min(least.heap, after.heapUsed - before.heapUsed);
+  }
+  console.log(JSON.stringify(least));
 }
 
 void main();

@@ -3,19 +3,20 @@
 #include "core/device-reduce.h"
 #include "core/row-softmax-device.h"
 
-// Weighted cross entropy (core/cross-entropy.h) of logits on a GPU: the row kernels of
-// core/row-softmax-device.h with what a row's statistics turn into, and a sum over rows whose order
-// is fixed. Every pointer is device memory.
-namespace varlen::cross_entropy {
+// Weighted cross entropy (core/cross-entropy.h) on a GPU: what a row's statistics turn into, its
+// gradient, and a sum over rows whose order is fixed. The op on logits puts them into the kernels
+// of row-softmax-device.h, the op on hidden states into those of linear-logits-device.h. Every
+// pointer is device memory.
+namespace varlen {
 
-struct DeviceOptions {
+struct DeviceCrossEntropy {
   float label_smoothing, z_loss;
   double scale;
   bool normalize;
 };
 
-struct RowSink {
-  DeviceOptions options;
+struct CrossEntropySink {
+  DeviceCrossEntropy options;
   double* losses;    // [num_rows]: ell
   float* per_token;  // [num_rows]: the same, like all that follow
   float* logprobs;
@@ -38,7 +39,7 @@ struct RowSink {
 };
 
 // factor = scale / sum w or scale, 0 where nothing counts; loss = factor * sum w ell.
-struct Totals {
+struct CrossEntropyTotals {
   static constexpr int kThreads = 1024;
   static constexpr int kMinBlocks = 1;
   static constexpr int kWarps = kThreads / simt::kWarpSize;
@@ -46,7 +47,7 @@ struct Totals {
   static constexpr int64_t kSharedBytes = kNumColumns * kWarps * sizeof(double);
 
   struct Params {
-    DeviceOptions options;
+    DeviceCrossEntropy options;
     const uint8_t* mask;   // [num_rows] or null
     const float* weights;  // [num_rows] or null
     const double* losses;  // [num_rows]; null in the backward pass: only the factor
@@ -96,11 +97,11 @@ struct Totals {
 };
 
 // Gradients that come back; null where absent.
-struct RowSource {
-  DeviceOptions options;
+struct CrossEntropySource {
+  DeviceCrossEntropy options;
   const uint8_t* mask;
   const float* weights;
-  const double* factor;  // of Totals
+  const double* factor;  // of CrossEntropyTotals
   const float* d_loss;   // [1]
   const float* d_per_token;
   const float* d_logprobs;
@@ -130,9 +131,4 @@ struct RowSource {
   }
 };
 
-template <class T>
-using Rows = DeviceRowStatistics<T, RowSink>;
-template <class T>
-using Gradients = DeviceRowGradients<T, RowSource>;
-
-}  // namespace varlen::cross_entropy
+}  // namespace varlen
