@@ -5,6 +5,7 @@ import { deltaLSuite } from './delta-l-variance/targets.js';
 import { distSuites } from './dist/targets.js';
 import { trainerSuite } from './nn/targets.js';
 import { prefillSuites } from './prefill/targets.js';
+import { decodeSuite } from './trainer/targets.js';
 
 /** One suite: the beginnings of its targets' ids, and how they are measured. */
 export interface Suite {
@@ -12,7 +13,14 @@ export interface Suite {
   readonly run: () => readonly TargetResult[] | Promise<readonly TargetResult[]>;
 }
 
-const SUITES: readonly Suite[] = [...batchSuites, deltaLSuite, ...distSuites, ...prefillSuites, trainerSuite];
+const SUITES: readonly Suite[] = [
+  ...batchSuites,
+  deltaLSuite,
+  ...distSuites,
+  ...prefillSuites,
+  trainerSuite,
+  decodeSuite,
+];
 
 /** True when one id is the other or begins with it. */
 function related(a: string, b: string): boolean {

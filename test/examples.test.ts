@@ -16,6 +16,8 @@ const OUTPUT: Record<string, RegExp> = {
   'grpo.ts': /step 0: mean reward 0\.\d\d\nstep 29: mean reward (0\.9\d|1\.00)\n/,
   'batcher.ts': /400 samples in \d+ steps, padding 0 %, budget 9\d % full\nloss 2\.\d\d -> [01]\.\d\d\n/,
   'fine-tune.ts': /step 0: loss 5\.\d\d\nstep 60: loss 0\.\d\d\nsaved Qwen3ForCausalLM, 35008 parameters\n/,
+  'long-prompt.ts':
+    /a prompt of 12288 tokens and 16 more, cpu\n {2}all pairs .* s\n {2}\d\d % of pairs .* s, .* x\nanswers of 16 and 16 tokens\n/,
   'multi-rank.ts':
     /rank \d: (\d+) steps, (120|60) of 180 samples, weights equal\nrank \d: \1 steps, .*equal\n/,
   'interop.ts':

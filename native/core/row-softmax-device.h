@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/chunks-device.h"
 #include "core/device-reduce.h"
 #include "core/simt/simt.h"
 
@@ -51,68 +52,7 @@ SIMT_FN bool RowCounts(const uint8_t* mask, const float* weights, int64_t row) {
 
 namespace internal {
 
-inline constexpr int kChunk = 8;  // words: 16 bytes, or two times 16 of float
 inline constexpr float kLog2e = 1.4426950408889634f;
-
-// Words first .. first + 7 of a row; only `count` of them are read.
-template <class T>
-SIMT_FN void LoadChunk(const T* row, int64_t first, int count, bool vector_access,
-                       float (&out)[kChunk]) {
-  if (count == kChunk && vector_access) {
-    constexpr int kPerVector = 16 / sizeof(T);
-    SIMT_UNROLL
-    for (int i = 0; i < kChunk; i += kPerVector) {
-      const auto v = simt::Load(reinterpret_cast<const simt::Vector4*>(row + first + i));
-      const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-      SIMT_UNROLL
-      for (int w = 0; w < 4; ++w) {
-        if constexpr (sizeof(T) == 4) {
-          out[i + w] = simt::BitsToFloat(words[w]);
-        } else {
-          T low, high;
-          low.bits = static_cast<uint16_t>(words[w]);
-          high.bits = static_cast<uint16_t>(words[w] >> 16);
-          out[i + 2 * w] = simt::ToFloat<T>(low);
-          out[i + 2 * w + 1] = simt::ToFloat<T>(high);
-        }
-      }
-    }
-    return;
-  }
-  SIMT_UNROLL
-  for (int i = 0; i < kChunk; ++i) out[i] = i < count ? LoadFloat(row + first + i) : 0.0f;
-}
-
-template <class T>
-SIMT_FN void StoreChunk(const float (&values)[kChunk], T* row, int64_t first, int count,
-                        bool vector_access) {
-  if (count == kChunk && vector_access) {
-    constexpr int kPerVector = 16 / sizeof(T);
-    SIMT_UNROLL
-    for (int i = 0; i < kChunk; i += kPerVector) {
-      uint32_t words[4];
-      SIMT_UNROLL
-      for (int w = 0; w < 4; ++w) {
-        if constexpr (sizeof(T) == 4) {
-          words[w] = simt::FloatToBits(values[i + w]);
-        } else {
-          words[w] = simt::PackPair<T>(values[i + 2 * w], values[i + 2 * w + 1]);
-        }
-      }
-      simt::Store(reinterpret_cast<simt::Vector4*>(row + first + i),
-                  {words[0], words[1], words[2], words[3]});
-    }
-    return;
-  }
-  SIMT_UNROLL
-  for (int i = 0; i < kChunk; ++i) {
-    if (i < count) simt::Store(row + first + i, NarrowFloat<T>(values[i]));
-  }
-}
-
-SIMT_FN int ChunkLength(int64_t first, int64_t vocab_size) {
-  return static_cast<int>(vocab_size - first < kChunk ? vocab_size - first : kChunk);
-}
 
 }  // namespace internal
 
@@ -125,6 +65,56 @@ struct RowFacts {
   float sum_squares;   // sum p^2
   float mean_logit;    // of z
 };
+
+// Sums over words relative to a maximum (Milakov and Gimelshein 2018).
+template <class Real>
+struct RowSums {
+  float max = -simt::Infinity();
+  Real exp = 0;      // sum e^(z - max)
+  Real shifted = 0;  // sum e^(z - max) (z - max)
+  Real squares = 0;  // sum e^(2 (z - max))
+  Real logits = 0;   // sum z
+
+  static SIMT_FN float ShiftOf(float max) { return max == -simt::Infinity() ? 0.0f : max; }
+
+  // e^(z - m') = f e^(z - m), and f e^(z - m) (z - m') = f (e^(z - m) (z - m) + (m - m') e^(z -
+  // m)).
+  SIMT_FN void MoveTo(float new_max) {
+    if (exp > 0) {
+      const Real step = Real{max} - Real{new_max}, factor = std::exp(step);
+      shifted = factor * (shifted + step * exp);
+      exp *= factor;
+      squares *= factor * factor;
+    }
+    max = new_max;
+  }
+  SIMT_FN void AddWord(float z) {
+    const float x = z - ShiftOf(max), e = simt::Exp2(x * internal::kLog2e);
+    exp += e;
+    // Not e * x alone: 0 * -infinity is no number, and an impossible token adds nothing.
+    if (e > 0) shifted += e * x;
+    squares += e * e;
+    logits += z;
+  }
+  template <class Other>
+  SIMT_FN void Add(RowSums<Other> other) {
+    const float larger = simt::Max(max, other.max);
+    MoveTo(larger);
+    other.MoveTo(larger);
+    exp += other.exp;
+    shifted += other.shifted;
+    squares += other.squares;
+    logits += other.logits;
+  }
+};
+
+SIMT_FN RowFacts FactsOf(const RowSums<double>& sums, float target_logit, int64_t vocab_size) {
+  const double log_total = std::log(sums.exp);
+  return {RowSums<double>::ShiftOf(sums.max) + log_total, target_logit,
+          static_cast<float>(log_total - sums.shifted / sums.exp),
+          static_cast<float>(sums.squares / (sums.exp * sums.exp)),
+          static_cast<float>(sums.logits / static_cast<double>(vocab_size))};
+}
 
 // Sink::Write(row, counts, statistics) takes them; those of a row that does not count are 0.
 template <class T, class Sink>
@@ -150,30 +140,9 @@ struct DeviceRowStatistics {
   }
 
  private:
-  // Sums relative to a maximum (Milakov and Gimelshein 2018): floats within a chunk, doubles over
-  // chunks.
-  struct Sums {
-    float max = -simt::Infinity();
-    double exp = 0;      // sum e^(z - max)
-    double shifted = 0;  // sum e^(z - max) (z - max)
-    double squares = 0;  // sum e^(2 (z - max))
-    double logits = 0;   // sum z
+  using Sums = RowSums<double>;
 
-    static SIMT_FN float ShiftOf(float max) { return max == -simt::Infinity() ? 0.0f : max; }
-
-    // e^(z - m') = f e^(z - m), and f e^(z - m) (z - m') = f (e^(z - m) (z - m) + (m - m') e^(z -
-    // m)).
-    SIMT_FN void MoveTo(float new_max) {
-      if (exp > 0) {
-        const double step = double{max} - double{new_max}, factor = std::exp(step);
-        shifted = factor * (shifted + step * exp);
-        exp *= factor;
-        squares *= factor * factor;
-      }
-      max = new_max;
-    }
-  };
-
+  // Floats within a chunk, doubles over chunks.
   static SIMT_FN void Add(const float (&z)[internal::kChunk], int count, Sums& sums) {
     float max = sums.max;
     SIMT_UNROLL
@@ -181,22 +150,15 @@ struct DeviceRowStatistics {
       if (i < count) max = simt::Max(z[i], max);
     }
     if (max > sums.max) sums.MoveTo(max);
-    const float shift = Sums::ShiftOf(max);
-    float exp = 0, shifted = 0, squares = 0, logits = 0;
+    RowSums<float> chunk{max};
     SIMT_UNROLL
     for (int i = 0; i < internal::kChunk; ++i) {
-      if (i >= count) continue;
-      const float x = z[i] - shift, e = simt::Exp2(x * internal::kLog2e);
-      exp += e;
-      // Not e * x alone: 0 * -infinity is no number, and an impossible token adds nothing.
-      if (e > 0) shifted += e * x;
-      squares += e * e;
-      logits += z[i];
+      if (i < count) chunk.AddWord(z[i]);
     }
-    sums.exp += exp;
-    sums.shifted += shifted;
-    sums.squares += squares;
-    sums.logits += logits;
+    sums.exp += chunk.exp;
+    sums.shifted += chunk.shifted;
+    sums.squares += chunk.squares;
+    sums.logits += chunk.logits;
   }
 
   static SIMT_FN void Statistics(const Params& p, int64_t row, double* shared) {
@@ -234,21 +196,16 @@ struct DeviceRowStatistics {
     }
     simt::SyncThreads();
     if (simt::ThreadIndex() != 0) return;
-    const double total = FoldFew<kWarps>(Fold::kSum, shared + kWarps);
-    const double total_shifted = FoldFew<kWarps>(Fold::kSum, shared + 2 * kWarps);
-    const double total_squares = FoldFew<kWarps>(Fold::kSum, shared + 3 * kWarps);
+    const Sums total{max, FoldFew<kWarps>(Fold::kSum, shared + kWarps),
+                     FoldFew<kWarps>(Fold::kSum, shared + 2 * kWarps),
+                     FoldFew<kWarps>(Fold::kSum, shared + 3 * kWarps),
+                     FoldFew<kWarps>(Fold::kSum, shared + 4 * kWarps)};
     const int32_t target = simt::Load(in.targets + row);
     float logit = simt::BitsToFloat(0x7fc00000);
     if (target >= 0 && target < in.vocab_size) {
       logit = in.activation.Forward(LoadFloat(logits + target));
     }
-    const double total_logits = FoldFew<kWarps>(Fold::kSum, shared + 4 * kWarps);
-    const double log_total = std::log(total);
-    p.sink.Write(row, true,
-                 {Sums::ShiftOf(max) + log_total, logit,
-                  static_cast<float>(log_total - total_shifted / total),
-                  static_cast<float>(total_squares / (total * total)),
-                  static_cast<float>(total_logits / static_cast<double>(in.vocab_size))});
+    p.sink.Write(row, true, FactsOf(total, logit, in.vocab_size));
   }
 };
 

@@ -12,30 +12,44 @@ export interface BarPlot {
   readonly series: readonly {
     readonly name: string;
     readonly values: readonly number[];
+    /** Ends of a whisker per bar, such as a confidence interval; with them each bar bears its value. */
+    readonly intervals?: readonly (readonly [low: number, high: number] | undefined)[];
     /** Place in the palette. */
     readonly color: number;
   }[];
   /** A short line across the group, such as a published figure; undefined: none. */
   readonly marks?: readonly (number | undefined)[];
   readonly yLabel: string;
+  /** Width of the drawing in pixels; letters keep their size. Default 960. */
+  readonly width?: number;
+}
+
+/** Height of a drawing for its width: a narrow one stands beside another. */
+function sizeOf(width = 960): { width: number; height: number } {
+  return { width, height: width < 600 ? 250 : 340 };
 }
 
 /** Grouped bars. */
-export function barPlot({ labels, series, marks = [], yLabel }: BarPlot): string {
-  const size = { width: 960, height: 340 };
-  const top = niceCeiling(Math.max(1e-9, ...series.flatMap((s) => s.values), ...marks.map((m) => m ?? 0)));
+export function barPlot({ labels, series, marks = [], yLabel, width }: BarPlot): string {
+  const size = sizeOf(width);
+  const ends = series.flatMap((s) => s.intervals?.map((interval) => interval?.[1] ?? 0) ?? []);
+  const values = series.flatMap((s) => s.values);
+  const top = niceCeiling(Math.max(1e-9, ...values, ...ends, ...marks.map((m) => m ?? 0)));
   const y = scale(0, top, size.height - margin.bottom, margin.top);
   const slot = (size.width - margin.left - margin.right) / labels.length;
   const bar = (slot * 0.82) / series.length;
   const parts = [yAxis(size, top, y, yLabel)];
   labels.forEach((label, group) => {
     const left = margin.left + group * slot + slot * 0.09;
-    series.forEach(({ name, values, color: shade }, i) => {
+    series.forEach(({ name, values, intervals, color: shade }, i) => {
       const x = left + i * bar;
-      const title = `${label}: ${name} ${number(values[group])}`;
+      const interval = intervals?.[group];
+      const range = interval === undefined ? '' : ` (${number(interval[0])} to ${number(interval[1])})`;
+      const title = `${label}: ${name} ${number(values[group])}${range}`;
       parts.push(
         `<rect x="${fixed(x)}" y="${fixed(y(values[group]))}" width="${fixed(bar * 0.9)}" height="${fixed(y(0) - y(values[group]))}" fill="${color(shade)}"><title>${escapeHtml(title)}</title></rect>`,
       );
+      if (interval !== undefined) parts.push(whisker(x + bar * 0.45, interval, y, number(values[group])));
     });
     const mark = marks[group];
     if (mark !== undefined) {
@@ -48,6 +62,18 @@ export function barPlot({ labels, series, marks = [], yLabel }: BarPlot): string
   return svg(size, parts);
 }
 
+/** A line from one value to another with short caps, and a word above it. */
+function whisker(
+  x: number,
+  [low, high]: readonly [number, number],
+  y: (value: number) => number,
+  word: string,
+): string {
+  const cap = (value: number) => `M${fixed(x - 4)},${fixed(y(value))}h8`;
+  const path = `${cap(low)}${cap(high)}M${fixed(x)},${fixed(y(low))}V${fixed(y(high))}`;
+  return `<path d="${path}" stroke="#444" stroke-width="1.2" fill="none"/>${text(x, y(high) - 5, word, 'middle')}`;
+}
+
 /** A plot of lines over a common axis. */
 export interface LinePlot {
   readonly series: readonly {
@@ -58,17 +84,21 @@ export interface LinePlot {
   readonly band?: readonly [low: number, high: number];
   readonly xLabel: string;
   readonly yLabel: string;
+  /** The axis reaches at least so far. Default: as far as the points. */
+  readonly top?: number;
+  /** As {@link BarPlot}'s. */
+  readonly width?: number;
 }
 
 /** A line of more points than that is drawn without dots, which would hide it. */
 const MAX_DOTS = 40;
 
 /** Lines with points. */
-export function linePlot({ series, band, xLabel, yLabel }: LinePlot): string {
-  const size = { width: 960, height: 340 };
+export function linePlot({ series, band, xLabel, yLabel, top: least = 0, width }: LinePlot): string {
+  const size = sizeOf(width);
   const points = series.flatMap((s) => s.points);
   const right = Math.max(1e-9, ...points.map(([x]) => x));
-  const top = niceCeiling(Math.max(1e-9, ...points.map(([, y]) => y), ...(band ?? [])));
+  const top = niceCeiling(Math.max(1e-9, ...points.map(([, y]) => y), ...(band ?? []), least));
   const x = scale(0, right, margin.left, size.width - margin.right - 8);
   const y = scale(0, top, size.height - margin.bottom, margin.top);
   const parts = [yAxis(size, top, y, yLabel)];
@@ -80,7 +110,9 @@ export function linePlot({ series, band, xLabel, yLabel }: LinePlot): string {
   }
   series.forEach(({ name, points: line }, i) => {
     const path = line.map(([px, py]) => `${fixed(x(px))},${fixed(y(py))}`).join(' ');
-    parts.push(`<polyline points="${path}" fill="none" stroke="${color(i + 1)}" stroke-width="2.5"/>`);
+    parts.push(
+      `<polyline points="${path}" fill="none" stroke="${color(i + 1)}" stroke-width="${size.width < 600 ? 1.6 : 2.5}" stroke-linejoin="round"/>`,
+    );
     for (const [px, py] of line.length > MAX_DOTS ? [] : line) {
       const title = `${name}: ${number(py)} at ${number(px)}`;
       parts.push(
@@ -88,8 +120,8 @@ export function linePlot({ series, band, xLabel, yLabel }: LinePlot): string {
       );
     }
   });
-  for (let tick = 0; tick <= 5; tick++) {
-    const value = (right * tick) / 5;
+  const step = niceStep(right / 5);
+  for (let value = 0; value <= right * (1 + 1e-9); value += step) {
     parts.push(text(x(value), size.height - margin.bottom + 18, number(value), 'middle'));
   }
   parts.push(text((margin.left + size.width) / 2, size.height - 8, xLabel, 'middle'));
@@ -160,6 +192,8 @@ th:first-child, td:first-child { text-align: left; }
 .legend span { display: inline-block; margin-right: 16px; white-space: nowrap; }
 .legend i { display: inline-block; width: 12px; height: 12px; margin-right: 6px; border-radius: 2px; vertical-align: -1px; }
 .note { color: #666; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 8px 28px; }
+.charts h2 { font-size: 16px; margin: 20px 0 4px; } .charts p { font-size: 13px; }
 </style></head><body>
 ${body}
 </body></html>
@@ -212,6 +246,12 @@ function niceCeiling(value: number): number {
   return step * power;
 }
 
+/** The next 1, 2 or 5 times a power of ten: ticks at its multiples are round. */
+function niceStep(value: number): number {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return power * ([1, 2, 5].find((factor) => factor * power >= value * (1 - 1e-9)) ?? 10);
+}
+
 function color(i: number): string {
   return palette[i % palette.length];
 }
@@ -221,5 +261,6 @@ function fixed(value: number): string {
 }
 
 function number(value: number): string {
-  return String(Number(value.toPrecision(3)));
+  const short = Number(value.toPrecision(3));
+  return short !== 0 && Math.abs(short) < 1e-3 ? short.toExponential() : String(short);
 }

@@ -32,20 +32,31 @@ function thinned(points: Points): Points {
 
 const finite = (points: Points): Points => thinned(points.filter(([, y]) => Number.isFinite(y)));
 
+/** Two plots stand side by side. */
+const WIDTH = 470;
+
+/** What a section shows besides its lines. */
+interface SectionOptions {
+  readonly note?: string;
+  /** The axis reaches at least so far. */
+  readonly top?: number;
+}
+
 /** A titled plot with its legend, or nothing when there is nothing to draw. */
 function section(
   title: string,
   series: readonly Series[],
   xLabel: string,
   yLabel: string,
-  note = '',
+  { note, top = 0 }: SectionOptions = {},
 ): string {
   const drawn = series.filter(({ points }) => points.length > 0);
   if (drawn.length === 0) return '';
-  const parts = [`<h2>${escapeHtml(title)}</h2>`, linePlot({ series: drawn, xLabel, yLabel })];
+  const plot = linePlot({ series: drawn, xLabel, yLabel, top, width: WIDTH });
+  const parts = [`<section><h2>${escapeHtml(title)}</h2>`, plot];
   if (drawn.length > 1) parts.push(legend(drawn.map(({ name }, i) => ({ name, color: i + 1 }))));
-  if (note !== '') parts.push(`<p class="note">${escapeHtml(note)}</p>`);
-  return parts.join('\n');
+  if (note !== undefined) parts.push(`<p class="note">${escapeHtml(note)}</p>`);
+  return [...parts, '</section>'].join('\n');
 }
 
 /** One line per run. */
@@ -76,12 +87,17 @@ function accuracyPlot(runs: readonly ReportedRun[]): string {
     (['sampled', 'greedy'] as const).map((kind, k) => ({
       name: runs.length === 1 ? kind : `${name}, ${kind}`,
       values: present.map((after) => 100 * (of(records, after)?.[kind].value ?? 0)),
+      intervals: present.map((after) => {
+        const estimate = of(records, after)?.[kind];
+        return estimate === undefined ? undefined : ([100 * estimate.low, 100 * estimate.high] as const);
+      }),
       color: 1 + ((2 * i + k) % 6),
     })),
   );
   return [
-    '<h2>Accuracy on held-out problems</h2>',
+    '<section><h2>Accuracy on held-out problems</h2>',
     barPlot({
+      width: runs.length === 1 ? WIDTH : 960,
       labels: present.map((after) => STAGE_NAMES[STAGES.indexOf(after)]),
       series,
       marks: present.map((after) => {
@@ -91,7 +107,7 @@ function accuracyPlot(runs: readonly ReportedRun[]): string {
       yLabel: '%',
     }),
     legend(series),
-    '<p class="note">Dashed: guessing blindly. Sampled: the mean over samples at temperature 1, which RL optimises.</p>',
+    '<p class="note">Whiskers: 95 % intervals. Dashed: guessing blindly. Sampled: the mean over samples at temperature 1, which RL optimises.</p></section>',
   ].join('\n');
 }
 
@@ -120,6 +136,97 @@ function measures<R extends SftRecord | RlRecord>(
   return named.map(([name, value]) => ({ name, points: perRun<R>(runs, phase, value)[0].points }));
 }
 
+const UPDATE = 'policy update';
+const STEP = 'optimizer step';
+
+function rlSections(runs: readonly ReportedRun[]): string[] {
+  const several = runs.length > 1;
+  const rl = (values: Readonly<Record<string, (record: RlRecord) => number>>) =>
+    measures<RlRecord>(runs, 'rl', values);
+  const any = (has: (record: RlRecord) => boolean) =>
+    runs.some(({ records }) => records.some((record) => record.phase === 'rl' && has(record)));
+  const sections = [
+    section(
+      'Reward of rollouts',
+      rl({ reward: (r) => r.reward, 'right form': (r) => r.formatReward }),
+      UPDATE,
+      'mean reward',
+      { top: 1 },
+    ),
+    section(
+      several ? 'Median length of responses' : 'Length of responses',
+      lengthSeries(runs),
+      UPDATE,
+      'tokens',
+      several ? {} : { note: 'How the spread moves shows what the length weights do.' },
+    ),
+    section('Entropy', rl({ entropy: (r) => r.entropy }), UPDATE, 'nats per token'),
+    section('Gradient norm in RL', rl({ norm: (r) => r.gradientNorm }), UPDATE, 'before clipping'),
+    section(
+      'Groups that teach',
+      rl({ 'with different rewards': (r) => r.groups - r.flatGroups, flat: (r) => r.flatGroups }),
+      UPDATE,
+      'prompt groups',
+    ),
+    section(
+      'Trainer against generator',
+      rl({ mean: (r) => r.mismatch.mean, max: (r) => r.mismatch.max }),
+      UPDATE,
+      '|log-prob difference|',
+      { note: 'The same weights score the same tokens: packed in training, one by one in sampling.' },
+    ),
+    section(
+      'Throughput of RL',
+      rl({ 'generated and trained tokens': (r) => r.machine.tokensPerSecond }),
+      UPDATE,
+      'tokens per second',
+    ),
+    section(
+      'Waste in RL',
+      rl({
+        'empty slots of the generator so far': (r) => 100 * r.machine.bubbleRatio,
+        'padding of training batches': (r) => 100 * r.paddingRatio,
+      }),
+      UPDATE,
+      '%',
+      { top: 100 },
+    ),
+  ];
+  if (any(({ referenceKl }) => referenceKl !== null)) {
+    const divergence = rl({ 'KL (k3)': (r) => r.referenceKl ?? Number.NaN });
+    sections.push(section('Distance from the policy after SFT', divergence, UPDATE, 'nats per token'));
+  }
+  if (any(({ staleness }) => staleness.max > 0)) {
+    const ages = rl({ mean: (r) => r.staleness.mean, oldest: (r) => r.staleness.max });
+    sections.push(section('Age of trained tokens', ages, UPDATE, 'updates'));
+  }
+  return sections;
+}
+
+function sftSections(run: ReportedRun): string[] {
+  const sft = (values: Readonly<Record<string, (record: SftRecord) => number>>) =>
+    measures<SftRecord>([run], 'sft', values);
+  return [
+    section('Loss of SFT', sft({ loss: (r) => r.loss }), STEP, 'nats per token'),
+    section('Gradient norm in SFT', sft({ norm: (r) => r.gradientNorm }), STEP, 'before clipping'),
+    section('Throughput of SFT', sft({ rate: (r) => r.machine.tokensPerSecond }), STEP, 'tokens per second'),
+    section('What a batch holds', sft({ samples: (r) => r.samples }), STEP, 'samples', {
+      note: 'Samples are grouped by their true lengths to one token budget: as many as fit.',
+    }),
+    section(
+      'How the token budget is spent',
+      sft({
+        used: (r) => 100 * r.budgetFill,
+        'of it response tokens': (r) => (100 * r.budgetFill * r.supervisedTokens) / Math.max(1, r.tokens),
+        'of it padding': (r) => 100 * r.paddingRatio,
+      }),
+      STEP,
+      '%',
+      { top: 100 },
+    ),
+  ];
+}
+
 /** The page of one run, or of several beside each other. */
 export function trainPage(title: string, runs: readonly ReportedRun[]): string {
   const several = runs.length > 1;
@@ -128,112 +235,11 @@ export function trainPage(title: string, runs: readonly ReportedRun[]): string {
     if (several) body.push(`<h2>${escapeHtml(name)}</h2>`);
     body.push(htmlTable(accuracyRows(records)), htmlTable(figureRows(records)));
   }
-  const update = 'policy update';
-  const step = 'optimizer step';
-  body.push(
-    accuracyPlot(runs),
-    section(
-      'Reward of rollouts',
-      measures<RlRecord>(runs, 'rl', { reward: (r) => r.reward, 'right form': (r) => r.formatReward }),
-      update,
-      'mean reward',
-    ),
-    section(
-      'Loss of SFT',
-      perRun<SftRecord>(runs.slice(0, 1), 'sft', ({ loss }) => loss),
-      step,
-      'nats per token',
-    ),
-    section(
-      several ? 'Median length of responses' : 'Length of responses',
-      lengthSeries(runs),
-      update,
-      'tokens',
-      several ? '' : 'Short answers finish first; how the spread moves shows what the length weights do.',
-    ),
-    section(
-      'Gradient norm in RL',
-      perRun<RlRecord>(runs, 'rl', ({ gradientNorm }) => gradientNorm),
-      update,
-      'before clipping',
-    ),
-    section(
-      'Gradient norm in SFT',
-      perRun<SftRecord>(runs.slice(0, 1), 'sft', ({ gradientNorm }) => gradientNorm),
-      step,
-      'before clipping',
-    ),
-    section(
-      'Entropy',
-      perRun<RlRecord>(runs, 'rl', ({ entropy }) => entropy),
-      update,
-      'nats per token',
-    ),
-    section(
-      'Trainer against generator',
-      measures<RlRecord>(runs, 'rl', {
-        mean: ({ mismatch }) => mismatch.mean,
-        max: ({ mismatch }) => mismatch.max,
-      }),
-      update,
-      '|log-prob difference|',
-      'The same weights score the same tokens twice: packed in training, one by one in sampling.',
-    ),
-    section(
-      'Throughput of SFT',
-      perRun<SftRecord>(runs.slice(0, 1), 'sft', ({ machine }) => machine.tokensPerSecond),
-      step,
-      'tokens per second',
-    ),
-    section(
-      'Throughput of RL, generated and trained tokens',
-      perRun<RlRecord>(runs, 'rl', ({ machine }) => machine.tokensPerSecond),
-      update,
-      'tokens per second',
-    ),
-    section(
-      'Waste in RL',
-      measures<RlRecord>(runs, 'rl', {
-        'empty slots of the generator so far': ({ machine }) => 100 * machine.bubbleRatio,
-        'padding of training batches': ({ paddingRatio }) => 100 * paddingRatio,
-      }),
-      update,
-      '%',
-    ),
-    section(
-      'Padding in SFT',
-      perRun<SftRecord>(runs.slice(0, 1), 'sft', ({ paddingRatio }) => 100 * paddingRatio),
-      step,
-      '%',
-    ),
-    section(
-      'What a batch holds',
-      measures<SftRecord>(runs.slice(0, 1), 'sft', {
-        'samples of an SFT step': ({ samples }) => samples,
-      }),
-      step,
-      'samples',
-      'Samples are grouped by their true lengths to one token budget: as many as fit.',
-    ),
-    section(
-      'How full the token budget is',
-      perRun<SftRecord>(runs.slice(0, 1), 'sft', ({ budgetFill }) => 100 * budgetFill),
-      step,
-      '%',
-    ),
-    section(
-      'Groups that teach',
-      measures<RlRecord>(runs, 'rl', {
-        'with different rewards': ({ groups, flatGroups }) => groups - flatGroups,
-        flat: ({ flatGroups }) => flatGroups,
-      }),
-      update,
-      'prompt groups',
-    ),
-  );
+  const accuracy = accuracyPlot(runs);
+  const charts = [...(several ? [] : [accuracy]), ...rlSections(runs), ...sftSections(runs[0])];
+  if (several) body.push(accuracy);
+  body.push('<div class="charts">', ...charts, '</div>');
   const { seconds } = summarize(runs.flatMap(({ records }) => records));
-  body.push(
-    `<p class="note">${runs.length === 1 ? '' : `${runs.length} runs, `}${seconds.toFixed(0)} s of work.</p>`,
-  );
+  body.push(`<p class="note">${several ? `${runs.length} runs, ` : ''}${seconds.toFixed(0)} s of work.</p>`);
   return page(title, body.filter(Boolean).join('\n'));
 }

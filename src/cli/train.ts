@@ -8,6 +8,7 @@ import {
   AGGREGATIONS,
   type AggregationName,
   demoRecipe,
+  KL_KINDS,
   quickRecipe,
   type TrainRecipe,
 } from '../trainer/recipe.js';
@@ -35,6 +36,10 @@ export const usage: Usage = {
       '--task NAME',
       'knights-and-knaves (default), countdown, or a file of { "prompt", "response" | "answer" }',
     ],
+    [
+      '--model DIR',
+      'a Hugging Face checkpoint to begin with, such as the model/ of another run; default: random weights',
+    ],
     ['--out DIR', 'default varlen-run'],
     ['--resume', "go on from --out's checkpoint"],
     ['--compare A,B', `RL once per aggregation, from the same SFT: ${AGGREGATIONS.join(', ')}`],
@@ -48,6 +53,20 @@ export const usage: Usage = {
     ['--prompts N --responses N', 'per policy update'],
     ['--max-new-tokens N', 'longest response'],
     ['--alpha X', 'of delta-l, 0 to 1; default 0.75'],
+    [
+      '--kl-coef X --kl-kind K',
+      `penalty on the KL to the policy after SFT; default 0, k3; ${KL_KINDS.join(', ')}`,
+    ],
+    ['--reweight X', 'Advantage Reweighting, 0 to 1; published 0.3, default 0: off'],
+    [
+      '--lopti X',
+      'two steps per update, tokens less likely than X first (--lopti=-X: last); published 0.5, default 0: off',
+    ],
+    [
+      '--partial-rollouts',
+      'an update takes the first complete rollouts, the others go on under the next policy',
+    ],
+    ['--max-staleness N', 'of partial rollouts, in updates; default 2'],
     ['--people N,N --depth N', 'of knights-and-knaves; default 2,3 and 1'],
     ['--english', 'knights-and-knaves as English sentences, byte by byte'],
     ['--skip-bad-lines', 'of FILE.jsonl: count them instead of ending'],
@@ -66,6 +85,7 @@ const text = { type: 'string' } as const;
 const flag = { type: 'boolean' } as const;
 const FLAGS = {
   task: text,
+  model: text,
   out: text,
   resume: flag,
   compare: text,
@@ -82,6 +102,12 @@ const FLAGS = {
   responses: text,
   'max-new-tokens': text,
   alpha: text,
+  'kl-coef': text,
+  'kl-kind': text,
+  reweight: text,
+  lopti: text,
+  'partial-rollouts': flag,
+  'max-staleness': text,
   people: text,
   depth: text,
   english: flag,
@@ -97,9 +123,9 @@ function integer(values: Values, name: string, least: number, byDefault: number)
   return typeof value === 'string' ? integerFlag(usage, name, value, least) : byDefault;
 }
 
-function number(values: Values, name: string, byDefault: number): number {
+function number(values: Values, name: string, byDefault: number, least = 0): number {
   const value = values[name];
-  return typeof value === 'string' ? numberFlag(usage, name, value, 0) : byDefault;
+  return typeof value === 'string' ? numberFlag(usage, name, value, least) : byDefault;
 }
 
 /** The recipe that the flags ask for. */
@@ -123,6 +149,12 @@ function recipeOf(values: Values): TrainRecipe {
       responses: integer(values, 'responses', 2, rl.responses),
       maxNewTokens: integer(values, 'max-new-tokens', 1, rl.maxNewTokens),
       alpha: number(values, 'alpha', rl.alpha),
+      klCoef: number(values, 'kl-coef', rl.klCoef),
+      klKind: wordFlag(usage, 'kl-kind', String(values['kl-kind'] ?? rl.klKind), KL_KINDS),
+      reweightAlpha: number(values, 'reweight', rl.reweightAlpha),
+      loptiEta: number(values, 'lopti', rl.loptiEta, -1),
+      partialRollouts: values['partial-rollouts'] === true,
+      maxStaleness: integer(values, 'max-staleness', 0, rl.maxStaleness),
       aggregation: wordFlag(usage, 'aggregation', String(aggregation), AGGREGATIONS),
     },
     evaluation: {
@@ -177,10 +209,12 @@ interface Call {
   readonly json: boolean;
   readonly signal: AbortSignal | undefined;
   readonly group: ProcessGroup | undefined;
+  /** Folder to begin with. */
+  readonly model: string | undefined;
 }
 
 async function show(call: Call, recipe: TrainRecipe, out: string, weights?: string): Promise<TrainResult> {
-  const { task, device, resume, json, signal, group } = call;
+  const { task, device, resume, json, signal, group, model } = call;
   const progress = new Progress(process.stderr, { sft: recipe.sft.steps, rl: recipe.rl.steps });
   const onRecord = (record: TrainRecord): void => {
     if (json) process.stdout.write(`${JSON.stringify(record)}\n`);
@@ -197,6 +231,7 @@ async function show(call: Call, recipe: TrainRecipe, out: string, weights?: stri
       ...(signal === undefined ? {} : { signal }),
       ...(group === undefined ? {} : { group }),
       ...(weights === undefined ? {} : { weights }),
+      ...(model === undefined ? {} : { model }),
     });
   } finally {
     progress.end();
@@ -263,6 +298,7 @@ export async function main(argv: readonly string[], signal?: AbortSignal): Promi
     json: values.json === true,
     signal,
     group,
+    model: values.model as string | undefined,
   };
   let runs: ReportedRun[];
   let interrupted: boolean;

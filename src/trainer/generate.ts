@@ -5,7 +5,9 @@ import type { CausalLM } from '../nn/index.js';
 import { type SamplingOptions, sampling } from '../ops/index.js';
 import { Pcg32 } from '../pcg32.js';
 import { hash64 } from '../seeded-random.js';
-import { Decoder } from './generate/decoder.js';
+import { Decoder, type SparsePrefillRule } from './generate/decoder.js';
+
+export type { SparsePrefillRule } from './generate/decoder.js';
 
 /** How tokens are drawn. */
 export type DrawOptions = Pick<SamplingOptions, 'temperature' | 'topK' | 'topP' | 'minP'>;
@@ -22,6 +24,8 @@ export interface TextGeneratorOptions {
   seed?: number;
   /** Prompt tokens that are read in one go. Default 16,384. */
   prefillTokens?: number;
+  /** Reads long prompts by sparse attention. Default: all keys of all prompts. */
+  sparsePrefill?: SparsePrefillRule;
 }
 
 /** A finished sequence. */
@@ -62,6 +66,12 @@ function streamOf(seed: number, id: string, resumedAt: number): Pcg32 {
   return new Pcg32(low, high);
 }
 
+function checkLayers(sparse: SparsePrefillRule | undefined, numLayers: number): void {
+  if (!Array.isArray(sparse?.config) || sparse.config.length === numLayers) return;
+  const problem = `must be one, or one per layer; got ${sparse.config.length} for ${numLayers} layers`;
+  throw argumentError('ERR_VARLEN_SHAPE', OP, 'sparsePrefill.config', problem);
+}
+
 /**
  * Samples from a model for many sequences at once. Prompts that wait are read packed, in one pass; then
  * every running sequence gains one token per step, and one that ends leaves at once, so that the next
@@ -70,13 +80,14 @@ function streamOf(seed: number, id: string, resumedAt: number): Pcg32 {
  * What a sequence becomes depends on its prompt, its id, the seed and the weights; not on its
  * neighbours, the number of slots or the moment it was submitted.
  *
- * @throws `ERR_VARLEN_RANGE` (from `submit`) for a sequence that does not fit a slot
+ * @throws `ERR_VARLEN_SHAPE` for a sparse rule with other layers than the model's; `ERR_VARLEN_RANGE` (from
+ *   `submit`) for a sequence that does not fit a slot; as `planPrefill` and `sparsePrefill` from `poll`
  */
 export class TextGenerator implements Engine, Disposable {
   readonly capacity: number;
   /** How the next tokens are drawn. Default: at temperature 1, from all words. */
   draw: DrawOptions = {};
-  readonly #options: Required<TextGeneratorOptions>;
+  readonly #options: Required<Omit<TextGeneratorOptions, 'sparsePrefill'>>;
   readonly #decoder: Decoder;
   readonly #waiting: Sequence[] = [];
   /** By slot; undefined: free. */
@@ -87,14 +98,12 @@ export class TextGenerator implements Engine, Disposable {
   #generated = 0;
 
   constructor(model: CausalLM, options: TextGeneratorOptions) {
-    const { slots, slotTokens } = options;
-    this.#options = {
-      seed: 0,
-      prefillTokens: 16_384,
-      ...options,
-    };
+    const { sparsePrefill, ...given } = options;
+    const { slots, slotTokens } = given;
+    this.#options = { seed: 0, prefillTokens: 16_384, ...given };
     this.capacity = slots;
-    this.#decoder = new Decoder(model, slots, slotTokens);
+    checkLayers(sparsePrefill, model.config.numLayers);
+    this.#decoder = new Decoder(model, slots, slotTokens, sparsePrefill);
     this.#running = new Array<Sequence | undefined>(slots).fill(undefined);
     this.#stopIds = new Set(options.stopIds);
   }
@@ -177,7 +186,11 @@ export class TextGenerator implements Engine, Disposable {
     let total = 0;
     while (this.#waiting.length > 0 && taken.length < free.length) {
       const { length } = this.#waiting[0].input;
-      if (taken.length > 0 && total + length > this.#options.prefillTokens) break;
+      if (taken.length > 0) {
+        if (total + length > this.#options.prefillTokens) break;
+        // Which kernel reads a prompt must not depend on its neighbours.
+        if (this.#decoder.isSparse(length) !== this.#decoder.isSparse(taken[0].input.length)) break;
+      }
       const sequence = this.#waiting.shift()!;
       sequence.slot = free[taken.length];
       this.#running[sequence.slot] = sequence;

@@ -6,6 +6,7 @@ export {
   type GeneratedEvent,
   type GeneratorInput,
   generate,
+  type SparsePrefillRule,
   TextGenerator,
   type TextGeneratorOptions,
 } from './generate.js';

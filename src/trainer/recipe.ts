@@ -1,6 +1,7 @@
 /** What a run does, in numbers: the model, the two phases, and how it is measured. */
-import { checkInteger } from '../check.js';
+import { checkBoolean, checkInteger } from '../check.js';
 import { argumentError } from '../errors.js';
+import type { KlKind } from '../ops/index.js';
 
 /** Shape of a model that starts from random weights; Llama architecture, tied embeddings. */
 export interface ModelRecipe {
@@ -45,6 +46,8 @@ export const AGGREGATIONS: readonly AggregationName[] = [
   'group-mean-token-mean',
 ];
 
+export const KL_KINDS: readonly KlKind[] = ['k1', 'abs', 'k2', 'k3', 'k1+', 'abs+', 'k3+'];
+
 /** Reinforcement learning with verifiable rewards. */
 export interface RlRecipe {
   readonly steps: number;
@@ -63,6 +66,20 @@ export interface RlRecipe {
   readonly alpha: number;
   readonly clipLow: number;
   readonly clipHigh: number;
+  /** Of the penalty on the KL to the policy that RL began with; 0: none is kept. */
+  readonly klCoef: number;
+  readonly klKind: KlKind;
+  /** Advantage Reweighting: share of a token's weight that follows its probability. Published: 0.3; 0: off. */
+  readonly reweightAlpha: number;
+  /** Lopti: two steps per update, tokens less likely than this first (negative: last). Published: 0.5; 0: off. */
+  readonly loptiEta: number;
+  /**
+   * An update takes the first rollouts that are complete; the others keep their tokens and go on under the
+   * next policy (SortedRL). Otherwise it waits for all, and each is of one policy.
+   */
+  readonly partialRollouts: boolean;
+  /** Most updates that the oldest token of a partial rollout may lag behind. */
+  readonly maxStaleness: number;
 }
 
 /** Measurement on held-out problems. */
@@ -123,6 +140,12 @@ export const demoRecipe: TrainRecipe = {
     alpha: 0.75,
     clipLow: 0.2,
     clipHigh: 0.28,
+    klCoef: 0,
+    klKind: 'k3',
+    reweightAlpha: 0,
+    loptiEta: 0,
+    partialRollouts: false,
+    maxStaleness: 2,
   },
   evaluation: { problems: 200, samples: 8 },
   betas: [0.9, 0.95],
@@ -150,6 +173,12 @@ function checkNumber(argument: string, value: unknown, low: number, high: number
   throw argumentError('ERR_VARLEN_RANGE', OP, argument, problem);
 }
 
+function checkWord(argument: string, value: unknown, words: readonly string[]): void {
+  if (words.includes(value as string)) return;
+  const problem = `is unknown; got '${String(value)}', expected one of ${words.join(', ')}`;
+  throw argumentError('ERR_VARLEN_OPTION', OP, argument, problem);
+}
+
 /** Refuses numbers that no run can have. @throws `ERR_VARLEN_RANGE`, `ERR_VARLEN_OPTION`, `ERR_VARLEN_TYPE` */
 export function checkRecipe(recipe: TrainRecipe): void {
   const { model, sft, rl, evaluation } = recipe;
@@ -171,6 +200,7 @@ export function checkRecipe(recipe: TrainRecipe): void {
     ['rl.maxNewTokens', rl.maxNewTokens, 1],
     ['rl.packedTokens', rl.packedTokens, 1],
     ['rl.warmupSteps', rl.warmupSteps, 0],
+    ['rl.maxStaleness', rl.maxStaleness, 0],
     ['evaluation.problems', evaluation.problems, 1],
     ['evaluation.samples', evaluation.samples, 1],
     ['generatorSlots', recipe.generatorSlots, 1],
@@ -185,9 +215,11 @@ export function checkRecipe(recipe: TrainRecipe): void {
   checkNumber('rl.alpha', rl.alpha, 0, 1);
   checkNumber('rl.clipLow', rl.clipLow, 0, 1);
   checkNumber('rl.clipHigh', rl.clipHigh, 0, 10);
+  checkNumber('rl.klCoef', rl.klCoef, 0, 100);
+  checkNumber('rl.reweightAlpha', rl.reweightAlpha, 0, 1);
+  checkNumber('rl.loptiEta', rl.loptiEta, -1, 1);
+  checkBoolean(OP, 'rl.partialRollouts', rl.partialRollouts);
   checkNumber('gradientClip', recipe.gradientClip, 0, Number.MAX_VALUE);
-  if (!AGGREGATIONS.includes(rl.aggregation)) {
-    const problem = `is unknown; got '${String(rl.aggregation)}', expected one of ${AGGREGATIONS.join(', ')}`;
-    throw argumentError('ERR_VARLEN_OPTION', OP, 'rl.aggregation', problem);
-  }
+  checkWord('rl.aggregation', rl.aggregation, AGGREGATIONS);
+  checkWord('rl.klKind', rl.klKind, KL_KINDS);
 }

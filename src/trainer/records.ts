@@ -45,10 +45,16 @@ export interface RlRecord {
   /** Mean over the rollouts, before anything is dropped. */
   readonly reward: number;
   readonly formatReward: number;
-  /** The policy loss alone. */
+  /** Sum of the next two, over all passes. */
   readonly loss: number;
+  readonly policyLoss: number;
+  /** The KL penalty, coefficient included. */
+  readonly klLoss: number;
   readonly learningRate: number;
+  /** Before clipping; under Lopti the larger of the two passes'. */
   readonly gradientNorm: number;
+  /** Optimizer steps per update: 1, under Lopti 2. */
+  readonly passes: number;
   /** Share of tokens whose ratio was clipped. */
   readonly clipLowFraction: number;
   readonly clipHighFraction: number;
@@ -56,8 +62,12 @@ export interface RlRecord {
   readonly entropy: number;
   /** Mean of `logp_old - logp_new`. */
   readonly approxKl: number;
-  /** `|logp_train - logp_sample|` over the trained tokens. */
+  /** Mean over tokens of the KL to the policy that RL began with (estimator k3); null without a penalty. */
+  readonly referenceKl: number | null;
+  /** `|logp_train - logp_sample|` over the trained tokens that the current policy drew. */
   readonly mismatch: { readonly mean: number; readonly max: number };
+  /** Updates since a token was drawn; all 0 unless rollouts are partial. */
+  readonly staleness: { readonly mean: number; readonly max: number };
   /** Of the prompt groups with any spread. */
   readonly advantages: { readonly mean: number; readonly std: number };
   readonly groups: number;
@@ -67,9 +77,13 @@ export interface RlRecord {
   /** Share of responses that ended at the length limit. */
   readonly truncated: number;
   readonly generatedTokens: number;
+  /** Of them, those that were thrown away. */
+  readonly wastedTokens: number;
   /** Tokens trained on, prompts included. */
   readonly tokens: number;
   readonly microBatches: number;
+  /** Ranks that had nothing to train on and took part with zeros. */
+  readonly idleRanks: number;
   readonly paddingRatio: number;
   readonly machine: MachineRecord & {
     /** Share of the generator's slots that stood empty. */

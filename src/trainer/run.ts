@@ -4,14 +4,22 @@ import type { BatcherState } from '../batch/index.js';
 import { varlenError } from '../errors.js';
 import type { CausalLM } from '../nn/index.js';
 import { writeRows } from '../ops/index.js';
+import { AdamW, clipGradNorm } from '../optim/index.js';
 import { memoryStats, scope, Tensor } from '../tensor/index.js';
-import { type Checkpoint, loadCheckpoint, type RunState, saveCheckpoint } from './checkpoint.js';
+import {
+  type Checkpoint,
+  loadCheckpoint,
+  type RolloutsState,
+  type RunState,
+  STATE_VERSION,
+  saveCheckpoint,
+} from './checkpoint.js';
 import { TextGenerator } from './generate.js';
 import { MetricsFile, readMetrics } from './metrics-file.js';
-import { Optimizer } from './optimizer.js';
 import type { Ranks } from './ranks.js';
 import type { TrainRecipe } from './recipe.js';
 import type { MachineRecord, TrainRecord } from './records.js';
+import { frozenCopy } from './rl/reference.js';
 import { sum } from './statistics.js';
 import type { Task } from './tasks/task.js';
 
@@ -55,11 +63,13 @@ export class Run implements Disposable {
   phase: Phase = 'sft';
   /** Steps of the phase that are done. */
   step = 0;
-  /** Prompts that RL has consumed. */
-  prompts = 0;
+  /** Where this rank's rollouts stand; null before RL and after it. */
+  rollouts: RolloutsState | null = null;
+  /** The policy that RL began with; none without a KL penalty. */
+  reference: CausalLM | undefined;
   idleSteps = 0;
   batcher: BatcherState | null = null;
-  optimizer: Optimizer;
+  optimizer: AdamW;
   readonly #config: string;
   /** Rank 0 writes for all. */
   readonly #metrics: MetricsFile | undefined;
@@ -74,7 +84,8 @@ export class Run implements Disposable {
     this.#config = config;
     const state = checkpoint?.state;
     if (state !== undefined) {
-      ({ phase: this.phase, step: this.step, prompts: this.prompts } = state);
+      ({ phase: this.phase, step: this.step } = state);
+      this.rollouts = state.rollouts?.[ranks.rank] ?? null;
       this.idleSteps = state.idleSteps;
       this.batcher = state.batchers?.[ranks.rank] ?? null;
     }
@@ -91,15 +102,32 @@ export class Run implements Disposable {
     return loadCheckpoint(join(out, CHECKPOINT), config);
   }
 
-  #newOptimizer(): Optimizer {
-    const { betas, gradientClip, sft, rl } = this.options.recipe;
+  #newOptimizer(): AdamW {
+    const { betas, sft, rl } = this.options.recipe;
     const { weightDecay } = this.phase === 'sft' ? sft : rl;
-    return new Optimizer(this.parameters, { betas, gradientClip, weightDecay });
+    // The rate of a step is its factor: a schedule of the trainer's own.
+    return new AdamW([{ params: this.parameters }], { lr: 1, betas, weightDecay });
+  }
+
+  /**
+   * Clips the gradients, steps at `learningRate` and drops them; a norm that is not finite changes nothing.
+   *
+   * @returns the norm before clipping
+   */
+  async optimize(learningRate: number): Promise<number> {
+    using gradientNorm = clipGradNorm(this.parameters, this.options.recipe.gradientClip);
+    this.optimizer.step({ gradientNorm, lrFactor: learningRate });
+    this.optimizer.zeroGrad();
+    return Number((await gradientNorm.data())[0]);
   }
 
   #restore({ tensors, state }: Checkpoint): void {
     takeWeights(this.parameters, tensors);
-    this.optimizer.restore(state.optimizerStep, (name, into) => replaced(name, into, tensors));
+    this.#refer();
+    if (this.reference !== undefined) {
+      takeWeights(new Map(this.reference.parameters()), tensors, 'reference.');
+    }
+    this.optimizer.loadStateDict({ steps: state.optimizerSteps, tensors: partOf(tensors, 'optimizer.') });
   }
 
   /** A generator over the model, made once. */
@@ -150,11 +178,20 @@ export class Run implements Disposable {
     return { seconds, ms: watch.ms, tokensPerSecond: tokens / own, peakBytes: memoryStats().peak };
   }
 
+  /** Keeps a copy of the policy where RL needs one. */
+  #refer(): void {
+    this.reference?.dispose();
+    const needed = this.phase === 'rl' && this.options.recipe.rl.klCoef > 0;
+    this.reference = needed ? frozenCopy(this.model) : undefined;
+  }
+
   /** Goes to the next phase, with a fresh optimizer. */
   enter(phase: Phase): void {
     this.phase = phase;
     this.step = 0;
     this.batcher = null;
+    this.rollouts = null;
+    this.#refer();
     this.optimizer[Symbol.dispose]();
     this.optimizer = this.#newOptimizer();
   }
@@ -162,18 +199,21 @@ export class Run implements Disposable {
   /** Saves everything; all ranks together. @throws `ERR_VARLEN_IO`, the old checkpoint intact */
   async save(): Promise<void> {
     const batchers = await this.ranks.gather(this.batcher);
+    const rollouts = await this.ranks.gather(this.rollouts);
     if (this.#metrics === undefined) return;
     const tensors = new Map<string, Tensor>();
     for (const [name, tensor] of this.parameters) tensors.set(`model.${name}`, tensor);
-    for (const [name, tensor] of this.optimizer.state()) tensors.set(name, tensor);
+    for (const [name, tensor] of this.reference?.parameters() ?? []) tensors.set(`reference.${name}`, tensor);
+    const { steps, tensors: moments } = this.optimizer.stateDict();
+    for (const [name, tensor] of Object.entries(moments)) tensors.set(`optimizer.${name}`, tensor);
     await saveCheckpoint(join(this.options.out, CHECKPOINT), tensors, {
-      version: 1,
+      version: STATE_VERSION,
       config: this.#config,
       phase: this.phase,
       step: this.step,
       batchers: batchers.includes(null) ? null : (batchers as BatcherState[]),
-      prompts: this.prompts,
-      optimizerStep: this.optimizer.steps,
+      rollouts: rollouts.includes(null) ? null : (rollouts as RolloutsState[]),
+      optimizerSteps: steps,
       metricsBytes: this.#metrics.bytes,
       records: this.records.length,
       idleSteps: this.idleSteps,
@@ -184,6 +224,7 @@ export class Run implements Disposable {
     this.#metrics?.[Symbol.dispose]();
     this.optimizer[Symbol.dispose]();
     this.#generator?.[Symbol.dispose]();
+    this.reference?.dispose();
     this.model.dispose();
   }
 }
@@ -198,18 +239,20 @@ function entryOf(name: string, like: Tensor, tensors: Checkpoint['tensors']) {
   throw varlenError('ERR_VARLEN_CHECKPOINT', message, { op: 'loadCheckpoint', argument: name });
 }
 
-/** The saved tensor in place of `old`, which it disposes. */
-function replaced(name: string, old: Tensor, tensors: Checkpoint['tensors']): Tensor {
-  const entry = entryOf(name, old, tensors);
-  const tensor = Tensor.from(entry, { device: old.device }).outlive();
-  old.dispose();
-  return tensor;
+/** The tensors whose names begin with `prefix`, without it. */
+function partOf(tensors: Checkpoint['tensors'], prefix: string): Checkpoint['tensors'] {
+  const part = Object.entries(tensors).filter(([name]) => name.startsWith(prefix));
+  return Object.fromEntries(part.map(([name, tensor]) => [name.slice(prefix.length), tensor]));
 }
 
 /** Gives parameters the values that a checkpoint has for them. @throws `ERR_VARLEN_CHECKPOINT` naming a tensor */
-export function takeWeights(parameters: ReadonlyMap<string, Tensor>, tensors: Checkpoint['tensors']): void {
+export function takeWeights(
+  parameters: ReadonlyMap<string, Tensor>,
+  tensors: Checkpoint['tensors'],
+  prefix: 'model.' | 'reference.' = 'model.',
+): void {
   for (const [name, parameter] of parameters) {
-    using saved = Tensor.from(entryOf(`model.${name}`, parameter, tensors), { device: parameter.device });
+    using saved = Tensor.from(entryOf(`${prefix}${name}`, parameter, tensors), { device: parameter.device });
     overwrite(parameter, saved);
   }
 }

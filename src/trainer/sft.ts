@@ -30,7 +30,7 @@ async function trainStep(run: Run, { batch, info }: Step<PackedBatch>, watch: St
   using loss = info.idle ? undefined : backward(run, batch, info.lossScale);
   await ranks.finishBackward();
   const learningRate = warmedUp(sft.learningRate, run.step + 1, sft.warmupSteps);
-  const gradientNorm = await run.optimizer.step(learningRate);
+  const gradientNorm = await run.optimize(learningRate);
   const value = loss === undefined ? 0 : Number((await loss.data())[0]);
   // The op has scaled the mean for the mean over ranks.
   const local = info.lossScale === 0 ? 0 : (value / info.lossScale) * info.localWeight;

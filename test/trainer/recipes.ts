@@ -22,6 +22,27 @@ export const tinyRecipe: TrainRecipe = {
   checkpointEvery: 1,
 };
 
+/** Runs with steps enough to be killed ten times; between them they have every kind of state. */
+export const killedRecipes = {
+  plain: {
+    ...tinyRecipe,
+    sft: { ...tinyRecipe.sft, steps: 18 },
+    rl: { ...tinyRecipe.rl, steps: 8 },
+  },
+  partial: {
+    ...tinyRecipe,
+    sft: { ...tinyRecipe.sft, steps: 2 },
+    rl: {
+      ...tinyRecipe.rl,
+      steps: 18,
+      partialRollouts: true,
+      klCoef: 0.1,
+      reweightAlpha: 0.3,
+      loptiEta: 0.1,
+    },
+  },
+} satisfies Record<string, TrainRecipe>;
+
 /** What two equal runs must agree on: everything but the machine. */
 export function withoutMachine(records: readonly TrainRecord[]): object[] {
   return records.map(({ machine, ...rest }) => rest);

@@ -1,11 +1,8 @@
-import { type ChildProcess, spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { buildSync } from 'esbuild';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { CausalLM, memoryStats } from '../../src/index.js';
+import { CausalLM, memoryStats, readSafetensors, Tensor, writeSafetensors } from '../../src/index.js';
 import { readMetrics } from '../../src/trainer/metrics-file.js';
 import type { TrainRecipe } from '../../src/trainer/recipe.js';
 import type { RlRecord, SftRecord, TrainRecord } from '../../src/trainer/records.js';
@@ -15,9 +12,7 @@ import { type TrainOptions, train } from '../../src/trainer/train.js';
 import { rejected } from '../support/thrown.js';
 import { parityTask, tinyRecipe, withoutMachine } from './recipes.js';
 
-const root = join(import.meta.dirname, '../..');
 let folder: string;
-let program: string;
 /** A whole run, never stopped, as all others must end. */
 let whole: readonly TrainRecord[];
 
@@ -32,22 +27,10 @@ const options = (out: string, more: Partial<TrainOptions> = {}): TrainOptions =>
 
 beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), 'varlen-train-'));
-  // The loader looks for the package two folders above its own file.
-  program = join(root, 'build-cmake', 'test-programs', `train-${process.pid}.cjs`);
-  buildSync({
-    entryPoints: [join(root, 'test/trainer/fixtures/train.ts')],
-    outfile: program,
-    bundle: true,
-    platform: 'node',
-    target: 'node20',
-    format: 'cjs',
-    logLevel: 'error',
-  });
   whole = (await train(options('whole'))).records;
 }, 120_000);
 afterAll(() => {
   rmSync(folder, { recursive: true, force: true });
-  rmSync(program, { force: true });
 });
 
 describe('a run', () => {
@@ -126,35 +109,48 @@ describe('a run that is stopped', () => {
     }
   });
 
-  test('by kill -9 at any moment goes on as if nothing had been', { timeout: 180_000 }, async () => {
-    const out = join(folder, 'killed');
-    const start = (...more: string[]): ChildProcess =>
-      spawn(process.execPath, [program, out, ...more], { stdio: ['ignore', 'pipe', 'inherit'] });
-    // Sixths of a run, from the file that it writes: the moments fall where they fall.
-    const records = () =>
-      existsSync(join(out, 'metrics.jsonl'))
-        ? readFileSync(join(out, 'metrics.jsonl'), 'utf8').split('\n').length - 1
-        : 0;
-    for (let kill = 0; kill < 4; kill++) {
-      const child = start(kill === 0 ? '' : 'resume');
-      const ended = once(child, 'close');
-      const until = records() + 2;
-      while (records() < until && child.exitCode === null) await new Promise((done) => setTimeout(done, 2));
-      await new Promise((done) => setTimeout(done, (kill * 7) % 20));
-      child.kill('SIGKILL');
-      await ended;
-    }
-    const last = start('resume');
-    expect(await once(last, 'close')).toEqual([0, null]);
-    expect(withoutMachine(readMetrics(join(out, 'metrics.jsonl')))).toEqual(withoutMachine(whole));
-    const saved = (path: string) => readFileSync(join(path, 'model/model.safetensors'));
-    expect(saved(out).equals(saved(join(folder, 'whole')))).toBe(true);
-  });
-
   test('that is over is not run again', async () => {
     cpSync(join(folder, 'whole'), join(folder, 'over'), { recursive: true });
     const { records } = await train(options('over', { resume: true }));
     expect(records).toEqual(whole);
+  });
+});
+
+describe('a model of another run', () => {
+  const untrained: TrainRecipe = {
+    ...tinyRecipe,
+    sft: { ...tinyRecipe.sft, steps: 0 },
+    rl: { ...tinyRecipe.rl, steps: 0 },
+  };
+
+  test('is begun with, whatever sizes the recipe has, and may be stopped', async () => {
+    const model = join(folder, 'whole/model');
+    const recipe = { ...untrained, model: { ...untrained.model, hiddenSize: 64 } };
+    const { records } = await train(options('begun', { model, recipe }));
+    const last = withoutMachine(whole).at(-1) as { sampled: object; greedy: object };
+    expect(records[0]).toMatchObject({ sampled: last.sampled, greedy: last.greedy });
+    const controller = new AbortController();
+    const onRecord = ({ phase }: TrainRecord) => {
+      if (phase === 'sft') controller.abort();
+    };
+    await train(options('more', { model, signal: controller.signal, onRecord }));
+    const more = await train(options('more', { model, resume: true }));
+    const atOnce = await train(options('at-once', { model }));
+    expect(withoutMachine(more.records)).toEqual(withoutMachine(atOnce.records));
+  });
+
+  test('must know the words of the tokenizer, and be there', async () => {
+    const small = join(folder, 'small');
+    const sizes = { hiddenSize: 16, intermediateSize: 32, numLayers: 1, numHeads: 2 };
+    using model = CausalLM.create({ ...sizes, vocabSize: 8 }, { device: 'cpu' });
+    await model.savePretrained(small);
+    expect(await rejected(train(options('narrow', { model: small, recipe: untrained })))).toMatchObject({
+      code: 'ERR_VARLEN_INCOMPATIBLE',
+      message: expect.stringContaining('got 8 words'),
+    });
+    expect(await rejected(train(options('none', { model: join(folder, 'nowhere') })))).toMatchObject({
+      code: 'ERR_VARLEN_CHECKPOINT',
+    });
   });
 });
 
@@ -183,6 +179,20 @@ describe('a checkpoint', () => {
     writeFileSync(join(out, 'checkpoint.safetensors'), 'x');
     expect(await rejected(train(options('foreign', { resume: true })))).toMatchObject({
       code: 'ERR_VARLEN_SAFETENSORS',
+    });
+  });
+
+  test('of another version of the state is refused, naming both', async () => {
+    cpSync(join(folder, 'whole'), join(folder, 'older'), { recursive: true });
+    const path = join(folder, 'older/checkpoint.safetensors');
+    const { tensors, metadata } = await readSafetensors(path);
+    const state = { ...JSON.parse(metadata['varlen.trainer']), version: 1 };
+    const owned = Object.entries(tensors).map(([name, entry]) => [name, Tensor.from(entry)] as const);
+    await writeSafetensors(path, new Map(owned), { 'varlen.trainer': JSON.stringify(state) });
+    for (const [, tensor] of owned) tensor.dispose();
+    expect(await rejected(train(options('older', { resume: true })))).toMatchObject({
+      code: 'ERR_VARLEN_CHECKPOINT',
+      message: expect.stringContaining('version 1; expected 2'),
     });
   });
 

@@ -33,20 +33,6 @@ struct Block {
   int32_t sequence;
 };
 
-// Something wrong with values, found at active tokens.
-struct Problem {
-  int64_t count = 0;
-  int64_t first = std::numeric_limits<int64_t>::max();  // token
-  void Add(int64_t token) {
-    ++count;
-    first = std::min(first, token);
-  }
-  void Merge(const Problem& other) {
-    count += other.count;
-    first = std::min(first, other.first);
-  }
-};
-
 // What one block adds up. `sums` has the slots of Sum; kPgLoss and kKlLoss are without s_i.
 struct Partial {
   double sums[kNumSums];
@@ -875,11 +861,6 @@ Status SumSequences(Call& call, const Pieces& pieces) {
   return {};
 }
 
-// Problems of the whole call.
-struct Problems {
-  Problem non_finite, positive, bad_weight, missing;
-};
-
 // A sequence's sums into those of the call; returns what it wants reported.
 void FinishSequence(const Call& call, int64_t i, LengthHash& hash, Problems& problems) {
   SequenceState& state = call.sequences[i];
@@ -1000,8 +981,13 @@ Status Evaluate(const Config& config, const Inputs& in, const Outputs& out) {
     status = pieces.ForEachBlock([&](int64_t i) { kSpreadBlock.Get()(call, i); });
     if (!status.ok()) return status;
   }
-  if (hash.low() != static_cast<uint32_t>(config.hash_low) ||
-      hash.high() != static_cast<uint32_t>(config.hash_high)) {
+  return Judge(config, problems, hash.low(), hash.high());
+}
+
+Status Judge(const Config& config, const Problems& problems, uint32_t hash_low,
+             uint32_t hash_high) {
+  if (hash_low != static_cast<uint32_t>(config.hash_low) ||
+      hash_high != static_cast<uint32_t>(config.hash_high)) {
     return {Code::kPlanMismatch,
             "plan",
             "was made for other lengths; got a batch with other numbers of active tokens per "

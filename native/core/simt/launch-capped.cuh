@@ -13,8 +13,14 @@ cudaError_t LaunchCapped(int multiprocessors, int64_t blocks, const typename Ker
                          cudaStream_t stream) {
   const auto entry = Entry<Kernel>;
   int resident = 0;
-  const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-      &resident, entry, Kernel::kThreads, Kernel::kSharedBytes);
+  cudaError_t error = cudaSuccess;
+  if constexpr (Kernel::kSharedBytes > 48 * 1024) {  // what a block gets without asking
+    error = cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 Kernel::kSharedBytes);
+    if (error != cudaSuccess) return error;
+  }
+  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, entry, Kernel::kThreads,
+                                                        Kernel::kSharedBytes);
   if (error != cudaSuccess) return error;
   const int64_t grid =
       std::clamp<int64_t>(blocks, 1, int64_t{multiprocessors} * std::max(resident, 1));

@@ -5,7 +5,7 @@
 #include "core/op_test.h"
 #include "doctest/doctest.h"
 #include "ops/cross-entropy/cross-entropy.h"
-#include "ops/cross-entropy/device.h"
+#include "ops/cross-entropy/kernels.h"
 
 // The kernels, run by the host emulator, against the float64 reference.
 namespace varlen::cross_entropy::testing {
@@ -91,8 +91,8 @@ Results Emulate(const Forward& f, const Backward& b, const Run& run = {}) {
   const uint8_t* mask_at = mask.size() > 0 ? mask.data() : nullptr;
   const float* weights_at = weights.size() > 0 ? weights.data() : nullptr;
   const bool aligned = vocab * sizeof(T) % 16 == 0;
-  const DeviceOptions options{f.options.label_smoothing, f.options.z_loss, f.options.scale,
-                              f.options.normalize};
+  const DeviceCrossEntropy options{f.options.label_smoothing, f.options.z_loss, f.options.scale,
+                                   f.options.normalize};
   const DeviceLogits<T> in{
       logits.data(),  vocab,
       mask_at,        weights_at,
@@ -110,11 +110,12 @@ Results Emulate(const Forward& f, const Backward& b, const Run& run = {}) {
       run.blocks,
       {in,
        {options, losses.data(), per_token.data(), logprobs.data(), entropies.data(), lse.data()}});
-  launch.template operator()<Totals>(1, {options, mask_at, weights_at, losses.data(), tokens,
-                                         factor.data(), loss.data(), bad.data()});
+  launch.template operator()<CrossEntropyTotals>(
+      1, {options, mask_at, weights_at, losses.data(), tokens, factor.data(), loss.data(),
+          bad.data()});
   // The backward pass makes its own factor.
   factor[0] = NAN;
-  launch.template operator()<Totals>(
+  launch.template operator()<CrossEntropyTotals>(
       1, {options, mask_at, weights_at, nullptr, tokens, factor.data(), nullptr, nullptr});
   launch.template operator()<Gradients<T>>(
       run.blocks, {in,

@@ -10,6 +10,7 @@
 import { argumentError, varlenError } from '../../errors.js';
 import type { Engine, EngineEvent, PartialOutput } from './engine.js';
 import { appendSegment, newEntry, type RolloutEntry, restart, staleness } from './entry.js';
+import { loadEntry, type RolloutState, saveEntry } from './state.js';
 
 /** A prompt to answer. */
 export interface RolloutPrompt {
@@ -65,6 +66,8 @@ export interface ControllerOptions {
   reward?: (entry: RolloutEntry) => number | Promise<number>;
   /** Told of every rollout that was given up. */
   onDrop?: (entry: RolloutEntry) => void;
+  /** Go on from here: the prompts then are those after the last one that had been loaded. */
+  resume?: RolloutState;
 }
 
 /** Rollouts for one policy update, shortest first. */
@@ -110,7 +113,7 @@ export interface RolloutMetrics {
  */
 export class RolloutController implements AsyncIterable<UpdateBatch> {
   readonly #engine: Engine;
-  readonly #options: Required<Omit<ControllerOptions, 'reward' | 'onDrop' | 'earlyStop'>> &
+  readonly #options: Required<Omit<ControllerOptions, 'reward' | 'onDrop' | 'earlyStop' | 'resume'>> &
     Pick<ControllerOptions, 'reward' | 'onDrop'> & { completed: number; tokens: number };
   readonly #prompts: AsyncIterator<RolloutPrompt> | Iterator<RolloutPrompt>;
   readonly #seenPrompts = new Set<string>();
@@ -128,6 +131,8 @@ export class RolloutController implements AsyncIterable<UpdateBatch> {
   #groups = 0;
   #version = 0;
   #iterating = false;
+  /** A batch is with the consumer. */
+  #handedOut = false;
 
   #updates = 0;
   #generated = 0;
@@ -146,7 +151,7 @@ export class RolloutController implements AsyncIterable<UpdateBatch> {
   ) {
     this.#engine = engine;
     checkCount('engine.capacity', engine.capacity, 1);
-    const { mode, reward, onDrop, earlyStop = {}, ...rest } = options;
+    const { mode, reward, onDrop, resume, earlyStop = {}, ...rest } = options;
     const filled = {
       responsesPerPrompt: 1,
       oversubscribe: 1,
@@ -162,6 +167,35 @@ export class RolloutController implements AsyncIterable<UpdateBatch> {
     checkOptions(filled);
     this.#options = { ...filled, ...(reward ? { reward } : {}), ...(onDrop ? { onDrop } : {}) };
     this.#prompts = Symbol.iterator in prompts ? prompts[Symbol.iterator]() : prompts[Symbol.asyncIterator]();
+    if (resume !== undefined) this.#restore(resume);
+  }
+
+  /**
+   * What it has in hand, for a checkpoint: ask inside the loop, when the batch has trained the policy.
+   *
+   * @throws `ERR_VARLEN_BUSY` while rollouts run
+   */
+  state(): RolloutState {
+    if (this.#running.size > 0) {
+      const message = 'RolloutController: state() is for the time between two batches; rollouts run';
+      throw varlenError('ERR_VARLEN_BUSY', message, { op: 'RolloutController' });
+    }
+    return {
+      version: this.#version + (this.#handedOut ? 1 : 0),
+      groups: this.#groups,
+      entries: Array.from(this.#entries.values(), saveEntry),
+    };
+  }
+
+  #restore({ version, groups, entries }: RolloutState): void {
+    this.#version = version;
+    this.#groups = groups;
+    for (const saved of entries) {
+      const entry = loadEntry(saved);
+      this.#entries.set(entry.id, entry);
+      this.#seenPrompts.add(entry.promptId);
+      if (entry.status === 'done') this.#done.add(entry);
+    }
   }
 
   /** Totals so far. */
@@ -188,7 +222,9 @@ export class RolloutController implements AsyncIterable<UpdateBatch> {
       for (;;) {
         const batch = await this.#generate();
         if (batch === undefined) return;
+        this.#handedOut = true;
         yield batch;
+        this.#handedOut = false;
         await this.#engine.setPolicy(++this.#version);
       }
     } finally {

@@ -9,3 +9,4 @@ export {
 export type { Engine, EngineEvent, PartialOutput } from './engine.js';
 export type { RolloutEntry } from './entry.js';
 export { SimulatedEngine, type SimulatedEngineOptions } from './simulated-engine.js';
+export type { RolloutState, SavedEntry } from './state.js';

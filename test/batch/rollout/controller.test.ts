@@ -10,6 +10,7 @@ import type { RolloutEntry } from '../../../src/batch/rollout/entry.js';
 import { SimulatedEngine } from '../../../src/batch/rollout/simulated-engine.js';
 import { SeededRandom } from '../../../src/seeded-random.js';
 import { numRuns, runTimeout } from '../../support/num-runs.js';
+import { thrown } from '../../support/thrown.js';
 
 const prompts = (count: number) =>
   Array.from({ length: count }, (_, i) => ({ id: String(i), promptIds: Int32Array.of(i) }));
@@ -402,6 +403,97 @@ test(
   },
   runTimeout(0.05, 40),
 );
+
+describe('a state', () => {
+  const options = (c: { mode: 'partial' | 'on-policy'; load: 'grouped' | 'overlap'; batches: number }) => ({
+    groupPrompts: 4,
+    responsesPerPrompt: 2,
+    updateBatch: 2 * c.batches,
+    maxTokens: 24,
+    mode: c.mode,
+    load: c.load,
+    maxStaleness: 2,
+    keepPromptGroupsTogether: true,
+    reward: ({ id, tokens }: RolloutEntry) => tokens.length + id.length,
+  });
+  const seen = ({ entries, version }: UpdateBatch) => ({ entries: structuredClone(entries), version });
+
+  test(
+    'goes on elsewhere as if the run had not ended, after any number of updates',
+    async () => {
+      const arbitrary = fc.record({
+        mode: fc.constantFrom('partial' as const, 'on-policy' as const),
+        load: fc.constantFrom('grouped' as const, 'overlap' as const),
+        capacity: fc.integer({ min: 1, max: 9 }),
+        batches: fc.integer({ min: 1, max: 4 }),
+        stopAfter: fc.integer({ min: 1, max: 6 }),
+        seed: fc.integer({ min: 0, max: 1000 }),
+      });
+      await fc.assert(
+        fc.asyncProperty(arbitrary, async (c) => {
+          const random = new SeededRandom(c.seed);
+          const lengths = Array.from({ length: 48 }, () => random.below(30));
+          const engine = () =>
+            new SimulatedEngine({
+              capacity: c.capacity,
+              lengthOf: ({ id }) => lengths[2 * Number.parseInt(id, 10) + Number(id.at(-1))],
+            });
+          const whole: object[] = [];
+          for await (const batch of new RolloutController(prompts(24), engine(), options(c))) {
+            whole.push(seen(batch));
+          }
+          const parts: object[] = [];
+          const unread = prompts(24)[Symbol.iterator]();
+          // Leaving the first loop would end an iterator that knows `return`.
+          const rest = { [Symbol.iterator]: () => ({ next: () => unread.next() }) };
+          const first = new RolloutController(rest, engine(), options(c));
+          let state: string | undefined;
+          for await (const batch of first) {
+            parts.push(seen(batch));
+            if (parts.length < c.stopAfter) continue;
+            state = JSON.stringify(first.state());
+            break;
+          }
+          if (state !== undefined) {
+            const resume = JSON.parse(state);
+            for await (const batch of new RolloutController(rest, engine(), { ...options(c), resume })) {
+              parts.push(seen(batch));
+            }
+          }
+          expect(parts).toEqual(whole);
+        }),
+        numRuns(0.05),
+      );
+    },
+    runTimeout(0.05, 40),
+  );
+
+  test('does not exist while rollouts run, and one that does not fit together is refused', async () => {
+    const engine = new SimulatedEngine({ capacity: 2, lengthOf: ({ id }) => (id.endsWith('#0') ? 3 : 5) });
+    const controller = new RolloutController(prompts(4), engine, {
+      ...options({ mode: 'partial', load: 'grouped', batches: 1 }),
+      reward: ({ tokens }) => {
+        if (tokens.length === 3) {
+          expect(thrown(() => controller.state())).toMatchObject({ code: 'ERR_VARLEN_BUSY' });
+        }
+        return tokens.length;
+      },
+    });
+    const lengths = { promptIds: 'AAAAAA==', tokens: 'AAAAAA==', logprobs: '', versions: '' };
+    for await (const batch of controller) {
+      expect(batch.entries.length).toBe(2);
+      const { entries, ...rest } = controller.state();
+      const resume = { ...rest, entries: [{ ...entries[0], ...lengths }] };
+      const made = () =>
+        new RolloutController([], engine, {
+          ...options({ mode: 'partial', load: 'grouped', batches: 1 }),
+          resume,
+        });
+      expect(thrown(made)).toMatchObject({ code: 'ERR_VARLEN_STATE_MISMATCH' });
+      break;
+    }
+  });
+});
 
 describe('bad input', () => {
   const good = { groupPrompts: 4, updateBatch: 2, maxTokens: 8, mode: 'partial', load: 'grouped' } as const;
