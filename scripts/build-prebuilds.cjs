@@ -1,10 +1,12 @@
 'use strict';
 // Makes prebuilds/<platform>-<arch>/varlen.<libc>.node: every instruction set, every GPU of the release
-// list when nvcc is there, stripped, and loadable from glibc 2.28 on. Leaves build/ as it was.
+// list when nvcc is there, stripped, and loadable from glibc 2.28 on; and varlen_dist when Gloo is there.
+// Leaves build/ as it was.
 const { spawnSync } = require('node:child_process');
 const fs = require('node:fs');
 const path = require('node:path');
 const { checkFloor } = require('./glibc-floor.cjs');
+const { prebuildDist } = require('./prebuild-dist.cjs');
 
 const root = path.resolve(__dirname, '..');
 const build = path.join(root, 'build');
@@ -49,11 +51,15 @@ function main() {
     if (fs.existsSync(aside)) fs.renameSync(aside, build);
   }
   if (status !== 0) process.exit(status || 1);
+  fs.rmSync(path.join(prebuilds, 'varlen_dist.node'), { force: true });
   for (const name of fs.readdirSync(prebuilds)) {
     const file = path.join(prebuilds, name);
     const floor = process.platform === 'linux' ? `, glibc ${checkFloor(file).floor}` : '';
     console.log(`${path.relative(root, file)}: ${fs.statSync(file).size} bytes${floor}`);
   }
+  const dist = process.platform === 'linux' ? prebuildDist(prebuilds) : 'Gloo is for Linux';
+  if (typeof dist === 'string') console.log(`no varlen_dist: ${dist}`);
+  else for (const file of dist) console.log(`${path.relative(root, file)}: ${fs.statSync(file).size} bytes`);
 }
 
 main();

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <utility>
 
+#include "dist/interruptible.h"
 #include "dist/sockets.h"
 
 namespace varlen::dist {
@@ -58,22 +59,21 @@ class Engine::Mesh : public gloo::Context {
     gloo::transport::tcp::attr attr;
     attr.hostname = host;
     device_ = gloo::transport::tcp::CreateDevice(attr);
-    setTimeout(timeout);
-    transportContext_ = device_->createContext(rank, size);
-    transportContext_->setTimeout(timeout);
+    auto sockets = device_->createContext(rank, size);
+    // A pair waits five times this long for its peer.
+    sockets->setTimeout(std::max(timeout / 5, std::chrono::milliseconds(1)));
+    transportContext_ = MakeInterruptible(std::move(sockets), interrupt_);
     Bytes addresses;
     for (int peer = 0; peer < size; ++peer) {
       if (peer == rank) continue;
       const std::vector<char> bytes = transportContext_->createPair(peer)->address().bytes();
       addresses.insert(addresses.end(), bytes.begin(), bytes.end());
-      ends_.push_back(SocketAddress(bytes.data(), bytes.size()));
+      own_.push_back(SocketAddress(bytes.data(), bytes.size()));
     }
     return addresses;
   }
 
-  void Connect(const std::vector<Bytes>& addresses, std::chrono::milliseconds timeout) {
-    setTimeout(timeout);
-    transportContext_->setTimeout(timeout);
+  void Connect(const std::vector<Bytes>& addresses) {
     for (int peer = 0; peer < size; ++peer) {
       if (peer == rank) continue;
       const auto [at, bytes] = AddressFrom(addresses, peer);
@@ -82,30 +82,30 @@ class Engine::Mesh : public gloo::Context {
     }
   }
 
-  // The other end of each connection, in rank order. Who connected did so from a port of its own;
-  // who was connected to is where its address says.
-  Bytes PeerEnds() const {
-    const size_t pairs = static_cast<size_t>(size - 1);
-    const std::vector<sockaddr_storage> accepted =
-        PeersOf({ends_.begin(), ends_.begin() + static_cast<std::ptrdiff_t>(pairs)});
-    Bytes result(static_cast<size_t>(size) * sizeof(sockaddr_storage));
-    for (size_t i = 0; i < pairs; ++i) {
-      const size_t peer = i < static_cast<size_t>(rank) ? i : i + 1;
-      const sockaddr_storage& end =
-          accepted[i].ss_family == AF_UNSPEC ? ends_[pairs + i] : accepted[i];
-      std::memcpy(result.data() + peer * sizeof end, &end, sizeof end);
+  // The connections, in rank order, this rank left out.
+  void Find() { links_ = FindLinks(own_, theirs_); }
+
+  std::vector<int> Lost() const {
+    std::vector<int> ranks;
+    for (size_t i = 0; i < links_.size(); ++i) {
+      const int peer = static_cast<int>(i) < rank ? static_cast<int>(i) : static_cast<int>(i) + 1;
+      if (HasEnded(links_[i])) ranks.push_back(peer);
     }
-    return result;
+    return ranks;
   }
 
-  // Addresses of the pairs: this rank's, and from Connect() on those of its peers. A connection
-  // has one of them at one end at least: the side that connects does so from a port of its own.
-  const std::vector<sockaddr_storage>& ends() const { return ends_; }
-  void AddEnds(const std::vector<Bytes>& addresses) {
+  // Wakes whoever waits for a message or for a connection, here and at the peers.
+  void Shutdown() {
+    interrupt_->Raise();
+    for (const Link& link : links_) dist::Shutdown(link);
+    if (links_.empty()) ShutdownAll(own_, theirs_);  // still connecting
+  }
+
+  void AddPeers(const std::vector<Bytes>& addresses) {
     for (int peer = 0; peer < size; ++peer) {
       if (peer == rank) continue;
       const auto [at, bytes] = AddressFrom(addresses, peer);
-      ends_.push_back(SocketAddress(at, bytes));
+      theirs_.push_back(SocketAddress(at, bytes));
     }
   }
 
@@ -119,7 +119,12 @@ class Engine::Mesh : public gloo::Context {
     return {all.data() + bytes * static_cast<size_t>(rank < peer ? rank : rank - 1), bytes};
   }
 
-  std::vector<sockaddr_storage> ends_;
+  const std::shared_ptr<Interrupt> interrupt_ = std::make_shared<Interrupt>();
+  // Where this rank waits for each peer and where each peer waits for it. A connection has one of
+  // the two addresses at one of its ends.
+  std::vector<sockaddr_storage> own_;
+  std::vector<sockaddr_storage> theirs_;
+  std::vector<Link> links_;
 };
 
 Engine::Engine(int rank, int size, std::string host)
@@ -136,16 +141,23 @@ Bytes Engine::Listen(Clock::time_point deadline) {
   return addresses;
 }
 
-Bytes Engine::Connect(const std::vector<Bytes>& addresses, Clock::time_point deadline) {
+void Engine::Connect(const std::vector<Bytes>& addresses) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    mesh_->AddEnds(addresses);
+    if (aborted_) throw gloo::IoException("aborted");
+    mesh_->AddPeers(addresses);
   }
-  mesh_->Connect(addresses, Left(deadline));
-  return mesh_->PeerEnds();
+  mesh_->Connect(addresses);
+  std::lock_guard<std::mutex> lock(mutex_);
+  mesh_->Find();
 }
 
-Bytes Engine::GatherFrames(std::span<const uint8_t> message, Clock::time_point deadline) {
+std::vector<int> Engine::Lost() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return mesh_ == nullptr ? std::vector<int>() : mesh_->Lost();
+}
+
+Bytes Engine::GatherFrames(std::span<const uint8_t> message) {
   Bytes frame(kFrameBytes, 0);
   const uint64_t length = message.size();
   std::memcpy(frame.data(), &length, sizeof length);
@@ -156,14 +168,12 @@ Bytes Engine::GatherFrames(std::span<const uint8_t> message, Clock::time_point d
   options.setInput(frame.data(), frame.size());
   options.setOutput(frames.data(), frames.size());
   options.setTag(tag_++);
-  options.setTimeout(Left(deadline));
   gloo::allgather(options);
   return frames;
 }
 
-Gathered Engine::Exchange(std::span<const uint8_t> message, size_t max_bytes,
-                          Clock::time_point deadline) {
-  Gathered gathered{GatherFrames(message, deadline), {}};
+Gathered Engine::Exchange(std::span<const uint8_t> message, size_t max_bytes) {
+  Gathered gathered{GatherFrames(message), {}};
   std::vector<size_t> lengths;
   size_t total = 0, longest = 0;
   for (int rank = 0; rank < size_; ++rank) {
@@ -182,19 +192,17 @@ Gathered Engine::Exchange(std::span<const uint8_t> message, size_t max_bytes,
   options.setInput(const_cast<uint8_t*>(message.data()), message.size());
   options.setOutput(gathered.whole.data(), std::move(lengths));
   options.setTag(tag_++);
-  options.setTimeout(Left(deadline));
   gloo::allgatherv(options);
   return gathered;
 }
 
-Gathered Engine::Collective(std::span<const uint8_t> signature, const Arrays& arrays,
-                            Clock::time_point deadline) {
-  Gathered gathered{GatherFrames(signature, deadline), {}};
+Gathered Engine::Collective(std::span<const uint8_t> signature, const Arrays& arrays) {
+  Gathered gathered{GatherFrames(signature), {}};
   if (arrays.count == 0 || !Agree(gathered.frames, size_)) return gathered;
   const size_t bytes = arrays.count * SizeOf(arrays.element);
   switch (arrays.operation) {
     case Operation::kAllReduce:
-      AllReduce(arrays, deadline);
+      AllReduce(arrays);
       break;
     case Operation::kBroadcast:
       if (size_ > 1) {
@@ -202,7 +210,6 @@ Gathered Engine::Collective(std::span<const uint8_t> signature, const Arrays& ar
         options.setOutput(arrays.output, bytes);
         options.setRoot(arrays.root);
         options.setTag(tag_++);
-        options.setTimeout(Left(deadline));
         gloo::broadcast(options);
       }
       break;
@@ -214,7 +221,6 @@ Gathered Engine::Collective(std::span<const uint8_t> signature, const Arrays& ar
         options.setInput(const_cast<uint8_t*>(arrays.input), bytes);
         options.setOutput(arrays.output, bytes * static_cast<size_t>(size_));
         options.setTag(tag_++);
-        options.setTimeout(Left(deadline));
         gloo::allgather(options);
       }
       break;
@@ -222,7 +228,7 @@ Gathered Engine::Collective(std::span<const uint8_t> signature, const Arrays& ar
   return gathered;
 }
 
-void Engine::AllReduce(const Arrays& arrays, Clock::time_point deadline) {
+void Engine::AllReduce(const Arrays& arrays) {
   const Plan plan = PlanOf(arrays.element, arrays.reduction);
   Bytes wide;
   uint8_t* travels = arrays.output;
@@ -255,7 +261,6 @@ void Engine::AllReduce(const Arrays& arrays, Clock::time_point deadline) {
     options.setAlgorithm(gloo::AllreduceOptions::Algorithm::RING);
     options.setReduceFunction(plan.reduce);
     options.setTag(tag_++);
-    options.setTimeout(Left(deadline));
     gloo::allreduce(options);
   }
   if (plan.finish != nullptr) plan.finish(travels, arrays.output, arrays.count, size_);
@@ -269,11 +274,10 @@ void Engine::Disconnect() {
   }
 }
 
-int Engine::Abort() {
-  // Held during the scan of the sockets, so that none is closed and its number reused meanwhile.
+void Engine::Abort() {
   std::lock_guard<std::mutex> lock(mutex_);
   aborted_ = true;
-  return mesh_ == nullptr ? 0 : ShutdownSockets(mesh_->ends());
+  if (mesh_ != nullptr) mesh_->Shutdown();
 }
 
 }  // namespace varlen::dist

@@ -14,8 +14,8 @@
 
 #include "dist/reduce.h"
 
-// One group of ranks over Gloo. Knows nothing of JavaScript; every member but Abort() is called on
-// the group's communication thread.
+// One group of ranks over Gloo. Knows nothing of JavaScript nor of deadlines but that of
+// connecting; every member is called on the group's communication thread unless it says otherwise.
 //
 // Gloo ends the process when ranks disagree about a collective (an exception on its I/O thread) and
 // when it gathers nothing (a division by zero). So every operation begins with an all-gather of
@@ -60,33 +60,32 @@ class Engine {
   // Opens a listening socket for each peer; returns their addresses, which the peers need.
   Bytes Listen(Clock::time_point deadline);
   // Connects to all peers. `addresses`: what Listen() returned on every rank, in rank order.
-  // Returns the sockaddr_storage of each peer's end, as Gloo's errors name it: this rank's own is
-  // empty.
-  Bytes Connect(const std::vector<Bytes>& addresses, Clock::time_point deadline);
+  void Connect(const std::vector<Bytes>& addresses);
 
   // Brings one message of every rank to every rank. The messages that are too long for a frame
   // follow only if the signatures agree and none is longer than `max_bytes`.
-  Gathered Exchange(std::span<const uint8_t> message, size_t max_bytes, Clock::time_point deadline);
+  Gathered Exchange(std::span<const uint8_t> message, size_t max_bytes);
   // Runs a collective on memory if the signatures agree; returns the frames either way.
-  Gathered Collective(std::span<const uint8_t> signature, const Arrays& arrays,
-                      Clock::time_point deadline);
+  Gathered Collective(std::span<const uint8_t> signature, const Arrays& arrays);
 
   // Closes all connections.
   void Disconnect();
 
-  // Ends what is in progress, from any thread. Returns the number of sockets that were shut down.
-  int Abort();
+  // From any thread: the peers that have closed their connection.
+  std::vector<int> Lost();
+  // From any thread: ends what is in progress, and the connections for the peers as well.
+  void Abort();
 
  private:
   class Mesh;
 
-  Bytes GatherFrames(std::span<const uint8_t> message, Clock::time_point deadline);
-  void AllReduce(const Arrays& arrays, Clock::time_point deadline);
+  Bytes GatherFrames(std::span<const uint8_t> message);
+  void AllReduce(const Arrays& arrays);
 
   const int rank_;
   const int size_;
   const std::string host_;
-  std::mutex mutex_;  // guards the two pointers and `aborted_` against Abort()
+  std::mutex mutex_;  // guards `mesh_`, what it knows of its sockets, and `aborted_`
   std::shared_ptr<Mesh> mesh_;
   bool aborted_ = false;
   uint32_t tag_ = 0;

@@ -9,11 +9,9 @@
 namespace varlen::dist {
 namespace {
 
-// Gloo throws the same class for a deadline and for a lost connection. A process that was stopped
-// finds both its deadline passed and its peers gone; the peers are what it needs to know.
+// Gloo throws the same class for a deadline, which only connecting has, and for a lost connection.
 Failure KindOf(const std::string& message) {
-  const bool late =
-      message.find("imed out") != std::string::npos || message.find("imeout") != std::string::npos;
+  const bool late = message.find("imeout") != std::string::npos;
   return late ? Failure::kTimeout : Failure::kConnection;
 }
 
@@ -35,11 +33,10 @@ void Group::Push(double id, Job job) {
   changed_.notify_all();
 }
 
-int Group::Abort() {
-  // Not under mutex_: the thread may be inside Gloo for long, but never holds the engine's lock
-  // then.
-  return engine_->Abort();
-}
+// Not under mutex_: the thread may be inside Gloo for long, but never holds the engine's lock then.
+void Group::Abort() { engine_->Abort(); }
+
+std::vector<int> Group::Lost() { return engine_->Lost(); }
 
 void Group::Stop() {
   {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "dist/engine.h"
 #include "dist/mailbox.h"
@@ -25,7 +26,9 @@ class Group : public std::enable_shared_from_this<Group> {
   // Runs `job` and posts how it went under `id`.
   void Push(double id, Job job);
   // Fails the job in progress and all that follow.
-  int Abort();
+  void Abort();
+  // The peers that have closed their connection.
+  std::vector<int> Lost();
   // The thread ends after the job in progress; the jobs behind it are dropped.
   void Stop();
   // Waits until the thread has ended; false when it has not by then.

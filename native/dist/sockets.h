@@ -4,16 +4,32 @@
 
 #include <vector>
 
-// The only way to wake a Gloo operation from outside: Context::closeConnections() leaves it waiting
-// for its whole deadline, while a connection that ends wakes it within milliseconds.
+// Gloo's connections, found among the sockets of this process by their addresses: Gloo tells
+// neither their descriptors nor which of them have ended.
 namespace varlen::dist {
 
-// Shuts down every connected socket of this process whose own address is in `addresses`; returns
-// how many. Listening sockets stay: Gloo closes them itself.
-int ShutdownSockets(const std::vector<sockaddr_storage>& addresses);
+// One connection. Gloo may close it at any time and another one take its number, so every use looks
+// at both of its ends first.
+struct Link {
+  int fd = -1;  // -1: there is none any more
+  sockaddr_storage own{};
+  sockaddr_storage peer{};
+};
 
-// For each local address the other end of the connection that uses it; family 0 where there is
-// none.
-std::vector<sockaddr_storage> PeersOf(const std::vector<sockaddr_storage>& own);
+// For each i the connection whose own address is `own[i]` or whose other end is `peers[i]`: who
+// connects does so from a port of its own, to an address that the other one has published.
+std::vector<Link> FindLinks(const std::vector<sockaddr_storage>& own,
+                            const std::vector<sockaddr_storage>& peers);
+
+// True when the other end has closed the connection, or when it is not open here.
+bool HasEnded(const Link& link);
+
+// Ends the connection for both sides; false when it is not open.
+bool Shutdown(const Link& link);
+
+// Ends every socket of this process whose own address is in `own` or whose other end is in `peers`,
+// listening ones included: who waits for a connection is woken as well.
+void ShutdownAll(const std::vector<sockaddr_storage>& own,
+                 const std::vector<sockaddr_storage>& peers);
 
 }  // namespace varlen::dist

@@ -1,10 +1,10 @@
 /** Ranks in processes of any machines, joined by Gloo; failures travel through the store. */
-import { setTimeout as sleep } from 'node:timers/promises';
 import { type VarlenDistributedError, type VarlenError, varlenError } from '../errors.js';
 import { fileLimit, type Gathered, GlooEngine, GlooFailure } from '../native/dist-binding.js';
 import type { Arrived, DirectCall, GroupFailure, Transport } from './exchange-group.js';
-import { ANSWER_MS, Poison, within } from './poison.js';
+import { Poison } from './poison.js';
 import type { CollectiveArray } from './process-group.js';
+import { Progress } from './progress.js';
 import { type Rendezvous, waitForAll } from './rendezvous.js';
 import { SIGNATURE_BYTES } from './signature.js';
 import type { StoreClient } from './store-client.js';
@@ -13,17 +13,20 @@ import type { StoreClient } from './store-client.js';
 const MAX_RANKS = 512;
 /** Descriptors that a process needs beside the mesh. */
 const OTHER_FILES = 64;
-/** How often a rank that waits says so, in milliseconds; with many ranks the store gets a write each. */
-const BEAT_MS = 100;
+/** Who says nothing for this long after a connection could not be made is taken for dead, in milliseconds. */
+const NOTICE_MS = 1000;
 
-/** What a rank says of itself: in no collective, in one, in one that has failed. */
-const [away, waiting, failing] = ['0', '1', '2'];
-
-/** A rank that fails gets this long to say so before others take it for dead, in milliseconds. */
-const NOTICE_MS = 30;
+/** A connection that has ended for this long, and the collective still waits: it waits for ever. */
+const STUCK_MS = 500;
 
 /** Who serves the store stays this long after a failure: the others read there why, in milliseconds. */
-const LINGER_MS = 300;
+const LINGER_MS = 500;
+
+/** Without a store a rank keeps its connections this long, so that nobody takes it for the lost one. */
+const SILENT_LINGER_MS = 1500;
+
+/** A process that runs this late was stopped; what has come meanwhile is read within this time. */
+const AWAKE_MS = 250;
 
 /** A store that ends within this time before the group does is no news, in milliseconds. */
 const GRACE_MS = 1000;
@@ -77,25 +80,28 @@ export async function connectMesh(options: MeshOptions): Promise<Transport> {
     (error) => transport?.loseStore(error),
   );
   const stop = signal === undefined ? failed.signal : AbortSignal.any([signal, failed.signal]);
+  const progress = new Progress(
+    rendezvous.commands,
+    options,
+    () => transport?.checkLinks(),
+    (error) => transport?.loseStore(error),
+  );
   let engine: GlooEngine | undefined;
   try {
+    progress.enter(0);
     await options.meet?.(store, stop);
     engine = new GlooEngine(rank, size, host);
     const key = (r: number) => `${prefix}/address/${r}`;
     await store.set(key(rank), await engine.listen(left()));
     await waitForAll(store, size, key, 'connect', left(), stop);
     const addresses = await store.multiGet(Array.from({ length: size }, (_, r) => key(r)));
-    const made = engine;
-    const ends = await interruptible(made.connect(addresses, left()), stop, () => made.abort());
-    transport = new GlooTransport(options, engine, poison, ends, addresses);
+    await connectAll(engine, addresses, progress, left(), stop);
+    progress.leave();
+    transport = new GlooTransport(options, engine, poison, progress);
     return transport;
   } catch (error) {
-    engine?.abort();
-    engine?.close();
-    // A peer that gave up closed its connections, and wrote why.
-    if (error instanceof GlooFailure && !stop.aborted) await sleep(LINGER_MS);
-    const own = setupError(error, stop, rank);
-    // Who was told needs not tell.
+    const own = await setupError(error, stop, progress, rank);
+    // Who was told needs not tell. The reason must be there before the connections end.
     if (!failed.signal.aborted) {
       const { message, details } = own as VarlenError;
       const missingRanks = details?.missingRanks as readonly number[] | undefined;
@@ -108,11 +114,42 @@ export async function connectMesh(options: MeshOptions): Promise<Transport> {
         ...(missingRanks ? { missingRanks } : {}),
       });
     }
+    engine?.abort();
+    engine?.close();
+    progress.stop();
     poison.close();
     if (rendezvous.serves) linger();
     throw own;
   } finally {
     store.close();
+  }
+}
+
+/** Connects to all peers; `ERR_VARLEN_DIST_TIMEOUT` with `missingRanks` at the deadline. */
+async function connectAll(
+  engine: GlooEngine,
+  addresses: readonly Uint8Array[],
+  progress: Progress,
+  timeoutMs: number,
+  stop: AbortSignal,
+): Promise<void> {
+  const late = new AbortController();
+  const connected = engine.connect(addresses);
+  connected.catch(() => {}); // after the deadline nobody waits for it
+  const observing = setTimeout(() => progress.observe(), timeoutMs - 1.5 * progress.silenceMs(timeoutMs));
+  const timer = setTimeout(() => late.abort(), timeoutMs);
+  try {
+    await until(connected, AbortSignal.any([stop, late.signal]));
+  } catch (error) {
+    if (!late.signal.aborted || stop.aborted) throw error;
+    const missingRanks = await progress.missing(progress.silenceMs(timeoutMs), timeoutMs / 10);
+    const names = missingRanks === undefined ? '' : `; missing ranks ${missingRanks.join(', ')}`;
+    const message = `init: not all ranks connected within ${timeoutMs} ms${names}`;
+    const details = { op: 'init', seq: 0, ...(missingRanks ? { missingRanks } : {}) };
+    throw varlenError('ERR_VARLEN_DIST_TIMEOUT', message, details);
+  } finally {
+    clearTimeout(observing);
+    clearTimeout(timer);
   }
 }
 
@@ -134,22 +171,30 @@ function setupCode(error: unknown): GroupFailure['code'] {
   }
 }
 
-function setupError(error: unknown, stop: AbortSignal, rank: number): unknown {
+/** What a rank that could not connect says: it was told, or it names those that have fallen silent. */
+async function setupError(
+  error: unknown,
+  stop: AbortSignal,
+  progress: Progress,
+  rank: number,
+): Promise<unknown> {
+  if (!(error instanceof GlooFailure)) return stop.aborted ? stop.reason : error;
+  // A peer that gave up wrote why before it closed its connections.
+  const silent = progress.missing(NOTICE_MS, 2 * NOTICE_MS);
+  const missingRanks = await until(silent, stop).catch(() => undefined);
   if (stop.aborted) return stop.reason;
-  if (!(error instanceof GlooFailure)) return error;
   const code = error.kind === 'timeout' ? 'ERR_VARLEN_DIST_TIMEOUT' : 'ERR_VARLEN_DIST_STORE';
-  const message = `init: the ranks cannot connect to each other: ${error.message}`;
-  return varlenError(code, message, { op: 'init', seq: 0, rank }, { cause: error });
+  const names = missingRanks === undefined ? '' : `; missing ranks ${missingRanks.join(', ')}`;
+  const message = `init: the ranks cannot connect to each other: ${error.message}${names}`;
+  const details = { op: 'init', seq: 0, rank, ...(missingRanks ? { missingRanks } : {}) };
+  return varlenError(code, message, details, { cause: error });
 }
 
 /** Settles like `promise`, or rejects at once when the signal fires. */
-async function interruptible<T>(promise: Promise<T>, signal: AbortSignal, stop: () => void): Promise<T> {
+async function until<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
   signal.throwIfAborted();
   return new Promise<T>((resolve, reject) => {
-    const onAbort = () => {
-      stop();
-      reject(signal.reason);
-    };
+    const onAbort = () => reject(signal.reason);
     signal.addEventListener('abort', onAbort, { once: true });
     promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort));
   });
@@ -173,46 +218,26 @@ class GlooTransport implements Transport {
   readonly #options: MeshOptions;
   readonly #engine: GlooEngine;
   readonly #poison: Poison;
-  /** What Gloo's errors may call each peer. */
-  readonly #peers: readonly (readonly string[])[];
+  readonly #progress: Progress;
+  /** The exchange in progress, or the last one. */
   #seq = 0;
-  /** In a collective. */
-  #waiting = false;
-  /** It has noticed a failure. */
-  #failing = false;
-  #beats = 0;
-  #beating: NodeJS.Timeout | undefined;
-  /** When this process was last seen running. */
-  #awake = 0;
-  #pausedMs = 0;
+  /** Since when a connection has ended under the exchange in progress. */
+  #endedAt: number | undefined;
+  /** The failure is known, or this rank has closed the group. */
   #ending = false;
-  #hear: () => void = () => {};
-  /** Resolves when the first failure is known. */
-  readonly #heard: Promise<void> = new Promise((resolve) => {
-    this.#hear = resolve;
-  });
   #told = false;
+  /** The reason is on its way to the store. */
+  #writing = false;
   #storeLost = false;
+  #released = false;
 
-  constructor(
-    options: MeshOptions,
-    engine: GlooEngine,
-    poison: Poison,
-    ends: Uint8Array,
-    addresses: readonly Uint8Array[],
-  ) {
+  constructor(options: MeshOptions, engine: GlooEngine, poison: Poison, progress: Progress) {
     this.rank = options.rank;
     this.size = options.size;
     this.#options = options;
     this.#engine = engine;
     this.#poison = poison;
-    const { rank, size } = options;
-    this.#peers = addresses.map((all, peer) => {
-      if (peer === rank) return [];
-      // A peer lists an address for each of its peers, itself left out.
-      const listed = (all.length / (size - 1)) * (rank < peer ? rank : rank - 1);
-      return [...spellAddress(ends, (ends.length / size) * peer), ...spellAddress(all, listed)];
-    });
+    this.#progress = progress;
     this.directAbove = engine.inlineBytes - SIGNATURE_BYTES;
     options.rendezvous.retain();
   }
@@ -222,7 +247,7 @@ class GlooTransport implements Transport {
   }
 
   exchange(seq: number, message: Uint8Array, timeoutMs: number, maxBytes: number): Promise<Arrived> {
-    return this.#run(seq, this.#engine.exchange(message, maxBytes + SIGNATURE_BYTES, timeoutMs), timeoutMs);
+    return this.#run(seq, this.#engine.exchange(message, maxBytes + SIGNATURE_BYTES), timeoutMs);
   }
 
   collective(seq: number, signature: Uint8Array, call: DirectCall, timeoutMs: number): Promise<Arrived> {
@@ -235,14 +260,17 @@ class GlooTransport implements Transport {
       output: bytesOf(output),
       ...(input === undefined ? {} : { input: bytesOf(input) }),
     };
-    return this.#run(seq, this.#engine.collective(signature, arrays, timeoutMs), timeoutMs);
+    return this.#run(seq, this.#engine.collective(signature, arrays), timeoutMs);
   }
 
   fail(failure: GroupFailure): void {
     if (this.#ending) return;
     this.#ending = true;
-    // The peers must find the reason before they find the connection closed.
-    void this.#poison.propose(failure).then(() => this.#release());
+    this.#writing = true;
+    void this.#poison.propose(failure).then(() => {
+      this.#writing = false;
+      this.#release();
+    });
   }
 
   async subgroup(ranks: readonly number[], seq: number, timeoutMs: number): Promise<Transport> {
@@ -261,7 +289,8 @@ class GlooTransport implements Transport {
   ended(): void {
     this.#ending = true;
     this.#told = true;
-    this.#release();
+    // The peers must find the reason before they find the connection closed.
+    if (!this.#writing) this.#release();
   }
 
   close(): void {
@@ -287,143 +316,117 @@ class GlooTransport implements Transport {
     }, GRACE_MS).unref();
   }
 
+  /**
+   * Ends an exchange that waits on a connection that has ended: Gloo does not wake who has received a part
+   * of a message.
+   */
+  checkLinks(): void {
+    const now = performance.now();
+    if (this.#ending || this.#engine.lost().length === 0) {
+      this.#endedAt = undefined;
+      return;
+    }
+    this.#endedAt ??= now;
+    if (now - this.#endedAt < STUCK_MS) return;
+    void this.#lose(new GlooFailure('connection', 'the connection has ended'));
+  }
+
   async #run(seq: number, job: Promise<Gathered>, timeoutMs: number): Promise<Arrived> {
     this.#seq = seq;
-    this.#waiting = true;
-    this.#awake = performance.now();
-    this.#pausedMs = 0;
-    this.#beating ??= setInterval(() => this.#beat(), this.#beatMs).unref();
+    this.#endedAt = undefined;
+    this.#progress.enter(seq);
+    const deadline = this.#arm(timeoutMs);
     try {
-      const gathered = await job;
-      this.#waiting = false;
-      return decode(gathered, this.size, this.#engine.inlineBytes);
+      return decode(await job, this.size, this.#engine.inlineBytes);
     } catch (error) {
-      await this.#lose(error as Error, seq, timeoutMs);
+      void this.#lose(error as Error);
       return new Promise(() => {});
+    } finally {
+      deadline.clear();
+      this.#progress.leave();
     }
   }
 
-  get #beatMs(): number {
-    return Math.max(BEAT_MS, this.size);
+  /** The deadline of one exchange. Before it comes, the ranks that keep silent are noted. */
+  #arm(timeoutMs: number): { clear(): void } {
+    const end = performance.now() + timeoutMs;
+    let awake = false;
+    let timer: NodeJS.Timeout;
+    const wait = (ms: number, action: () => void) => {
+      timer = setTimeout(action, Math.max(1, ms)).unref();
+    };
+    const expire = () => {
+      // A process that was stopped finds its deadline passed, and what has come meanwhile unread.
+      if (!awake && performance.now() > end + AWAKE_MS) {
+        awake = true;
+        wait(AWAKE_MS, expire);
+      } else {
+        void this.#expire(timeoutMs);
+      }
+    };
+    wait(timeoutMs - 1.5 * this.#progress.silenceMs(timeoutMs), () => {
+      this.#progress.observe();
+      wait(end - performance.now(), expire);
+    });
+    return { clear: () => clearTimeout(timer) };
   }
 
-  /** Keeps the longest time in this collective in which the process did nothing at all. */
-  #notePause(): void {
-    const now = performance.now();
-    this.#pausedMs = Math.max(this.#pausedMs, now - this.#awake);
-    this.#awake = now;
-  }
-
-  /** Writes where this rank is, and that it is alive: others can tell who is late. */
-  #beat(): void {
-    this.#notePause();
-    const { rendezvous, prefix, rank } = this.#options;
-    const state = `${this.#seq} ${this.#waiting ? (this.#failing ? failing : waiting) : away} ${++this.#beats}`;
-    if (!this.#waiting) {
-      clearInterval(this.#beating); // away, until it comes back
-      this.#beating = undefined;
+  async #expire(timeoutMs: number): Promise<void> {
+    if (this.#ending) return;
+    if (this.#engine.lost().length > 0) {
+      await this.#lose(new GlooFailure('connection', `the deadline of ${timeoutMs} ms has passed`));
+      return;
     }
-    rendezvous.commands.set(`${prefix}/progress/${rank}`, state).catch((error) => this.loseStore(error));
-  }
-
-  /** This rank noticed a failure: it proposes its account of it and tells the first one. */
-  async #lose(error: Error, seq: number, timeoutMs: number): Promise<void> {
+    const seq = this.#seq;
+    const silenceMs = this.#progress.silenceMs(timeoutMs);
+    const missingRanks = await this.#progress.missing(silenceMs, Math.max(timeoutMs / 10, silenceMs));
     if (this.#ending) return;
     this.#ending = true;
-    this.#notePause();
-    const asleepMs = this.#pausedMs;
-    const kind = error instanceof GlooFailure ? error.kind : 'internal';
-    this.#failing = true;
-    this.#beat();
-    if (kind === 'connection' && (await this.#peerIsFailing(this.#lostRank(error.message)))) {
-      // Gloo closes the connections of a rank that fails: that rank knows better who is missing.
-      await within(2 * ANSWER_MS, this.#heard);
-      if (this.#told) return;
-    }
-    const missingRanks =
-      kind === 'timeout' ? await this.#lateRanks(timeoutMs) : this.#lostRank(error.message);
     const names = missingRanks === undefined ? '' : `; missing ranks ${missingRanks.join(', ')}`;
-    const first = await this.#poison.propose({
-      code:
-        kind === 'timeout'
-          ? 'ERR_VARLEN_DIST_TIMEOUT'
-          : kind === 'connection'
-            ? 'ERR_VARLEN_DIST_PEER_LOST'
-            : 'ERR_VARLEN_DIST_ABORTED',
+    await this.#propose({
+      code: 'ERR_VARLEN_DIST_TIMEOUT',
       origin: this.rank,
       seq,
-      message:
-        kind === 'timeout'
-          ? `exchange #${seq} passed its deadline of ${timeoutMs} ms${names}`
-          : kind === 'connection'
-            ? `a peer was lost in exchange #${seq}${names}: ${error.message}`
-            : `exchange #${seq} failed on rank ${this.rank}: ${error.message}`,
+      message: `exchange #${seq} passed its deadline of ${timeoutMs} ms${names}`,
       ...(missingRanks === undefined ? {} : { missingRanks }),
+    });
+  }
+
+  /** This rank noticed a failure. */
+  async #lose(error: Error): Promise<void> {
+    if (this.#ending) return;
+    this.#ending = true;
+    const seq = this.#seq;
+    const connection = error instanceof GlooFailure && error.kind === 'connection';
+    // Whose connection has ended before anybody wrote why has died.
+    const lost = connection ? this.#engine.lost() : [];
+    const names = lost.length === 0 ? '' : `; missing ranks ${lost.join(', ')}`;
+    await this.#propose({
+      code: connection ? 'ERR_VARLEN_DIST_PEER_LOST' : 'ERR_VARLEN_DIST_ABORTED',
+      origin: this.rank,
+      seq,
+      message: connection
+        ? `a peer was lost in exchange #${seq}${names}: ${error.message}`
+        : `exchange #${seq} failed on rank ${this.rank}: ${error.message}`,
+      ...(lost.length === 0 ? {} : { missingRanks: lost }),
       cause: error,
     });
-    // Who was stopped wakes to a deadline of its own; without a store nobody tells that the job is over.
-    const stopped = kind === 'timeout' && this.#storeLost && asleepMs > timeoutMs / 2;
-    const message = `this process was stopped for ${Math.round(asleepMs)} ms in exchange #${seq}; its peers have given it up`;
-    this.#tell(stopped ? { ...first, code: 'ERR_VARLEN_DIST_PEER_LOST', message } : first);
   }
 
-  /**
-   * Ranks that are not waiting as this one is: they have not come, or do not live. A rank that waits,
-   * be it one collective behind, beats; so whoever does not beat for a while is missing.
-   */
-  async #lateRanks(timeoutMs: number): Promise<readonly number[] | undefined> {
-    const before = await this.#readProgress();
-    if (before === undefined) return undefined;
-    const patience = Math.min(1000, timeoutMs / 10);
-    await sleep(Math.max(patience, 2 * this.#beatMs));
-    const after = await this.#readProgress();
-    if (after === undefined) return undefined;
-    const missing = [...after.keys()].filter((rank) => {
-      const [, state = away] = after[rank].split(' ');
-      return rank !== this.rank && (state === away || after[rank] === before[rank]);
-    });
-    return missing.length === 0 ? undefined : missing;
+  /** Tells the first account of the failure. */
+  async #propose(failure: GroupFailure): Promise<void> {
+    this.#writing = true;
+    const first = await this.#poison.propose(failure);
+    this.#writing = false;
+    if (this.#told) this.#release(); // closed meanwhile
+    this.#tell(first ?? failure, first === undefined ? SILENT_LINGER_MS : 0);
   }
 
-  /** True when the peer that seems lost, or some peer if none is named, has noticed a failure itself. */
-  async #peerIsFailing(lost: readonly number[] | undefined): Promise<boolean> {
-    await sleep(NOTICE_MS);
-    const states = await this.#readProgress(lost);
-    return states?.some((text, rank) => rank !== this.rank && text.split(' ')[1] === failing) === true;
-  }
-
-  /** What each rank wrote last; undefined when the store does not answer. */
-  async #readProgress(ranks?: readonly number[]): Promise<string[] | undefined> {
-    const { commands } = this.#options.rendezvous;
-    const read = async (): Promise<string[]> => {
-      const all: string[] = [];
-      for (let rank = 0; rank < this.size; rank++) {
-        const key = `${this.#options.prefix}/progress/${rank}`;
-        if (ranks?.includes(rank) === false) {
-          all.push('');
-          continue;
-        }
-        const exists = await commands.check([key]);
-        all.push(exists ? Buffer.from((await commands.multiGet([key]))[0]).toString() : '');
-      }
-      return all;
-    };
-    const progress = read();
-    progress.catch((error) => this.loseStore(error));
-    return within(ANSWER_MS, progress);
-  }
-
-  /** The peer that a message of Gloo's speaks of. */
-  #lostRank(message: string): readonly number[] | undefined {
-    const peer = this.#peers.findIndex((names) => names.some((name) => message.includes(name)));
-    return peer < 0 ? undefined : [peer];
-  }
-
-  #tell(failure: GroupFailure): void {
+  #tell(failure: GroupFailure, lingerMs = 0): void {
     if (this.#told) return;
     this.#told = true;
-    this.#hear();
-    this.#release();
+    if (lingerMs > 0) setTimeout(() => this.#release(), lingerMs);
+    else this.#release();
     // Whom the others gave up on has lost them all.
     const givenUp =
       failure.code === 'ERR_VARLEN_DIST_TIMEOUT' && failure.missingRanks?.includes(this.rank) === true;
@@ -432,11 +435,10 @@ class GlooTransport implements Transport {
     this.onFailure(own);
   }
 
-  #released = false;
   #release(): void {
     if (this.#released) return;
     this.#released = true;
-    clearInterval(this.#beating);
+    this.#progress.stop();
     this.#engine.abort();
     this.#engine.close();
     this.#poison.close();
@@ -466,19 +468,6 @@ function decode({ frames, whole }: Gathered, size: number, inlineBytes: number):
   });
   if (lengths.every((length) => length <= inlineBytes)) return { messages };
   return { messages, refused: lengths.map((length) => length - SIGNATURE_BYTES) };
-}
-
-/**
- * How Gloo spells the socket address at `at`: `[host]:port`, where the port's bytes may be in the order of
- * the network or in that of the machine. Empty when there is no address.
- */
-function spellAddress(bytes: Uint8Array, at: number): string[] {
-  const family = bytes[at] + bytes[at + 1] * 256;
-  if (family === 0) return [];
-  // AF_INET; an IPv6 address has several spellings, of which the port is left.
-  const host = family === 2 ? `[${bytes.subarray(at + 4, at + 8).join('.')}]` : ']';
-  const [first, second] = bytes.subarray(at + 2, at + 4);
-  return [first * 256 + second, second * 256 + first].map((port) => `${host}:${port}`);
 }
 
 function bytesOf(array: CollectiveArray): Uint8Array {

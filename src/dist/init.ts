@@ -86,6 +86,11 @@ export async function init(options?: InitOptions): Promise<ProcessGroup> {
     const problem = `needs one rank; got ${size}, expected 'gloo' for ranks in several processes (localGroups and sharedGroupHandles make ranks in one)`;
     throw argumentError('ERR_VARLEN_INCOMPATIBLE', op, 'options.backend', problem);
   }
+  if ((backend as string) === 'nccl') {
+    const message =
+      "init: options.backend 'nccl' needs tensors on a CUDA device, which this release cannot reduce; use 'gloo'";
+    throw varlenError('ERR_VARLEN_DIST_UNAVAILABLE', message, { op, argument: 'options.backend' });
+  }
   if (backend !== 'gloo') {
     const problem = `is not available; got '${String(backend)}', expected 'gloo' or 'local'`;
     throw argumentError('ERR_VARLEN_OPTION', op, 'options.backend', problem);

@@ -7,12 +7,12 @@ import type { GroupFailure } from './exchange-group.js';
 import type { StoreClient } from './store-client.js';
 
 /** A store whose machine hangs must not hold up a failure for longer, in milliseconds. */
-export const ANSWER_MS = 1000;
+const ANSWER_MS = 2000;
 /** Text of a failure is cut to this many characters. */
 const MESSAGE_LENGTH = 512;
 
 /** Resolves to the promise's value, or to undefined when it rejects or takes longer than `ms`. */
-export async function within<T>(ms: number, promise: Promise<T>): Promise<T | undefined> {
+async function within<T>(ms: number, promise: Promise<T>): Promise<T | undefined> {
   const controller = new AbortController();
   const late = sleep(ms, undefined, { signal: controller.signal }).catch(() => undefined);
   try {
@@ -46,13 +46,17 @@ export class Poison {
       .catch(onLost);
   }
 
-  /** Resolves to the failure that was first: this one, or one that another rank wrote before. */
-  async propose(failure: GroupFailure): Promise<GroupFailure> {
+  /**
+   * Resolves to the failure that was first: this one, or one that another rank wrote before; to undefined
+   * when the store does not answer. Nobody closes a connection before that, so who finds one closed finds
+   * the reason here.
+   */
+  async propose(failure: GroupFailure): Promise<GroupFailure | undefined> {
     const written = within(ANSWER_MS, this.#commands.compareSet(this.#key, '', encode(failure)));
     // PyTorch's older server wakes nobody at a compare-and-set, so a plain set follows at once.
     void this.#commands.set(this.#flag, '1').catch(() => {});
     const first = await written;
-    if (first === undefined) return failure;
+    if (first === undefined) return undefined;
     const decoded = decode(first);
     // Only the own failure has a cause that is an object of this process.
     return decoded.origin === failure.origin && decoded.message === cut(failure.message) ? failure : decoded;

@@ -56,10 +56,13 @@ export async function startStore(address: StoreAddress): Promise<StoreHost> {
   };
 }
 
-/** A program that was bundled into one file has no file for the thread: the server shares the main one. */
+/**
+ * A program that was bundled into one file has no file for the thread: the server shares the main one.
+ * There as well it does not keep the process alive.
+ */
 async function hostHere(address: StoreAddress): Promise<StoreHost> {
   try {
-    return await StoreServer.listen(address.host, address.port);
+    return (await StoreServer.listen(address.host, address.port)).unref();
   } catch (cause) {
     const { message, code } = cause as NodeJS.ErrnoException;
     throw cannotListen(address, message, code);

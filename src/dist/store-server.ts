@@ -59,6 +59,7 @@ export class StoreServer {
   /** Who waits for a key that does not exist. */
   readonly #waiters = new Map<string, Set<Connection>>();
   #bytes = 0;
+  #keepsAlive = true;
 
   private constructor(limits: StoreLimits) {
     this.#limits = limits;
@@ -90,6 +91,14 @@ export class StoreServer {
     return this.#bytes;
   }
 
+  /** The process may end while the server listens. */
+  unref(): this {
+    this.#server.unref();
+    this.#keepsAlive = false;
+    for (const { socket } of this.#connections) socket.unref();
+    return this;
+  }
+
   close(): Promise<void> {
     for (const { socket } of this.#connections) socket.destroy();
     return new Promise((resolve) => this.#server.close(() => resolve()));
@@ -97,6 +106,7 @@ export class StoreServer {
 
   #accept(socket: Socket): void {
     const { validateMs, totalBytes } = this.#limits;
+    if (!this.#keepsAlive) socket.unref();
     const requests = readRequests(this.#limits);
     const connection: Connection = {
       socket,
@@ -106,7 +116,7 @@ export class StoreServer {
       waiting: undefined,
     };
     this.#connections.add(connection);
-    const timer = setTimeout(() => socket.destroy(), validateMs);
+    const timer = setTimeout(() => socket.destroy(), validateMs).unref();
     socket.on('error', () => {}); // the 'close' that follows cleans up
     socket.on('close', () => {
       clearTimeout(timer);

@@ -36,12 +36,11 @@ interface Addon {
   ): void;
   open(rank: number, size: number, host: string): number;
   listen(group: number, id: number, timeoutMs: number): void;
-  connect(group: number, id: number, timeoutMs: number, addresses: readonly Uint8Array[]): void;
-  exchange(group: number, id: number, timeoutMs: number, message: Uint8Array, maxBytes: number): void;
+  connect(group: number, id: number, addresses: readonly Uint8Array[]): void;
+  exchange(group: number, id: number, message: Uint8Array, maxBytes: number): void;
   collective(
     group: number,
     id: number,
-    timeoutMs: number,
     signature: Uint8Array,
     operation: number,
     element: number,
@@ -51,7 +50,8 @@ interface Addon {
     input?: Uint8Array,
   ): void;
   fileLimit(): number;
-  abort(group: number): number;
+  abort(group: number): void;
+  lost(group: number): number[];
   close(group: number): void;
 }
 
@@ -124,24 +124,18 @@ export class GlooEngine {
     return frames;
   }
 
-  /**
-   * Connects to all peers at what they got from {@link listen}, in rank order. Resolves to each peer's
-   * end of the connection, a `sockaddr_storage`, as the library's errors name it.
-   */
-  async connect(addresses: readonly Uint8Array[], timeoutMs: number): Promise<Uint8Array> {
-    const { frames } = await this.#run([], (addon, id) =>
-      addon.connect(this.#group, id, timeoutMs, addresses),
-    );
-    return frames;
+  /** Connects to all peers at what they got from {@link listen}, in rank order. */
+  async connect(addresses: readonly Uint8Array[]): Promise<void> {
+    await this.#run([], (addon, id) => addon.connect(this.#group, id, addresses));
   }
 
-  /** Brings one message of every rank to every rank. */
-  exchange(message: Uint8Array, maxBytes: number, timeoutMs: number): Promise<Gathered> {
-    return this.#run([], (addon, id) => addon.exchange(this.#group, id, timeoutMs, message, maxBytes));
+  /** Brings one message of every rank to every rank. It has no deadline; {@link abort} ends it. */
+  exchange(message: Uint8Array, maxBytes: number): Promise<Gathered> {
+    return this.#run([], (addon, id) => addon.exchange(this.#group, id, message, maxBytes));
   }
 
-  /** Runs a collective on the arrays if the signatures agree. */
-  collective(signature: Uint8Array, arrays: GlooArrays, timeoutMs: number): Promise<Gathered> {
+  /** Runs a collective on the arrays if the signatures agree. It has no deadline; {@link abort} ends it. */
+  collective(signature: Uint8Array, arrays: GlooArrays): Promise<Gathered> {
     const { operation, element, reduction, root, input, output } = arrays;
     const number = glooOperations.indexOf(operation);
     const used = input === undefined ? [output] : [output, input];
@@ -149,7 +143,6 @@ export class GlooEngine {
       addon.collective(
         this.#group,
         id,
-        timeoutMs,
         signature,
         number,
         element,
@@ -158,6 +151,11 @@ export class GlooEngine {
         ...(used as [Uint8Array]),
       ),
     );
+  }
+
+  /** The peers that have closed their connection. */
+  lost(): readonly number[] {
+    return this.#open ? binding().addon.lost(this.#group) : [];
   }
 
   /** Makes the job in progress fail. */

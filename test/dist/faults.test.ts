@@ -1,4 +1,7 @@
 /** What happens to the others when one process of a job fails: the rows of the fault matrix. */
+import { readdirSync, readFileSync } from 'node:fs';
+import { connect, createServer, type Socket } from 'node:net';
+import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
 import { StoreClient } from '../../src/dist/store-client.js';
 import { StoreServer } from '../../src/dist/store-server.js';
@@ -23,6 +26,9 @@ const init = { timeoutMs: 60_000 };
 // The specification says 1 s; a loaded machine with two cores gets more.
 const promptly = 5000;
 const lost = { code: 'ERR_VARLEN_DIST_PEER_LOST', name: 'VarlenDistributedError' };
+
+/** What a rank holds before a group and after it. */
+type Left = Record<'before' | 'after', { threads: number; sockets: number }>;
 
 describe('one of four processes ends in the middle of an all-reduce', () => {
   test.each([
@@ -56,6 +62,21 @@ describe('one of four processes ends in the middle of an all-reduce', () => {
     },
     90_000,
   );
+
+  test('in the middle of one large message: nobody waits for the rest of it, nor keeps a thread', async () => {
+    const ranks = await start(2, 'large message', { init });
+    await all(ranks, 'running');
+    await new Promise((resolve) => setTimeout(resolve, 30));
+    const at = Date.now();
+    ranks[0].child.kill('SIGKILL');
+    const said = await ranks[1].until('rejected');
+    expect(said).toMatchObject({ ...lost, details: { missingRanks: [0] } });
+    expect((said.at as number) - at).toBeLessThan(promptly);
+    const { before, after } = (await ranks[1].until('resources')) as unknown as Left;
+    expect(after.threads).toBeLessThanOrEqual(before.threads);
+    expect(after.sockets).toBeLessThanOrEqual(before.sockets);
+    expect(await endsOf(ranks)).toEqual(['SIGKILL', 0]);
+  }, 90_000);
 
   test('and it was the one that served the store: the others are told all the same', async () => {
     const ranks = await start(3, 'reduce', { init });
@@ -115,6 +136,158 @@ describe('a process that ends before all are connected', () => {
     await server.close();
   }, 60_000);
 });
+
+describe('a process that dies while the others connect to it', () => {
+  // What Gloo publishes for each of two peers: a sockaddr_storage of AF_INET and a sequence number.
+  const addresses = (port: number): Uint8Array => {
+    const one = Buffer.alloc(136);
+    one.writeUInt16LE(2, 0);
+    one.writeUInt16BE(port, 2);
+    one.set([127, 0, 0, 1], 4);
+    one.writeBigInt64LE(-1n, 128);
+    return Buffer.concat([one, one]);
+  };
+  // Who has the smaller address waits for the other one; Gloo compares ports by their swapped bytes.
+  test.each([
+    ['they wait for it', 0xffff, 'ERR_VARLEN_DIST_TIMEOUT', 'within'],
+    ['its port is closed', 0x0100, 'ERR_VARLEN_DIST_STORE', 'cannot connect'],
+  ])(
+    'is named: %s',
+    async (_, port, code, words) => {
+      const server = await StoreServer.listen('127.0.0.1', 0);
+      const store = { host: '127.0.0.1', port: server.port, serve: false };
+      const timeoutMs = 5000;
+      const at = Date.now();
+      const ranks = await start(2, 'reduce', { init: { timeoutMs, size: 3, store } });
+      const ghost = await StoreClient.connect(store, 5000);
+      const member = JSON.stringify({ rank: 2, size: 3, version: VERSION, host: 'ghost', pid: 1 });
+      await ghost.compareSet('/varlen/0/0/0/member/2', '', member);
+      await ghost.set('/varlen/0/0/0/address/2', addresses(port));
+      for (const said of await all(ranks, 'failed')) {
+        expect(said).toMatchObject({ code, details: { missingRanks: [2] } });
+        expect(said.message).toContain(words);
+      }
+      expect(Date.now() - at).toBeLessThan(timeoutMs + promptly);
+      // Nobody is left in Gloo: the processes end by themselves, at once.
+      expect(await endsOf(ranks)).toEqual([1, 1]);
+      expect(Date.now() - at).toBeLessThan(timeoutMs + promptly);
+      ghost.close();
+      await server.close();
+    },
+    60_000,
+  );
+});
+
+/**
+ * Two ranks whose only connection runs through this process: rank 0's address is replaced before rank 1
+ * reads it. Rank 1 has the larger address, so it connects.
+ */
+async function startThroughProxy(collectiveTimeoutMs: number) {
+  const server = await StoreServer.listen('127.0.0.1', 0);
+  const store = { host: '127.0.0.1', port: server.port, serve: false };
+  const options = { ...init, collectiveTimeoutMs, size: 2, store };
+  const [first] = await start(1, 'reduce', { init: { ...options, rank: 0, host: '127.0.0.1' } });
+  const client = await StoreClient.connect(store, 5000);
+  // A stand-in for rank 1, so that rank 0 publishes where it waits.
+  const [member, key] = ['/varlen/0/0/0/member/1', '/varlen/0/0/0/address/0'];
+  const stand = { rank: 1, size: 2, version: VERSION, host: 'stand-in', pid: 1 };
+  await client.compareSet(member, '', JSON.stringify(stand));
+  const address = Buffer.from(await client.get(key, 20_000));
+  const port = address.readUInt16BE(2);
+  const ends: Socket[] = [];
+  const proxy = createServer((socket) => {
+    const onward = connect(port, '127.0.0.1');
+    for (const end of [socket, onward]) end.on('error', () => {});
+    socket.pipe(onward);
+    onward.pipe(socket);
+    ends.push(socket, onward);
+  });
+  await new Promise<void>((resolve) => proxy.listen(0, '127.0.0.1', resolve));
+  address.writeUInt16BE((proxy.address() as { port: number }).port, 2);
+  await client.set(key, address);
+  await client.deleteKey(member);
+  const [second] = await start(1, 'reduce', { init: { ...options, rank: 1, host: '127.0.0.2' } });
+  const stop = async () => {
+    for (const end of ends) end.destroy();
+    proxy.close();
+    client.close();
+    await server.close();
+  };
+  return { ranks: [first, second], ends, stop };
+}
+
+describe('the connection between two ranks', () => {
+  test('that carries nothing more is a deadline, and names nobody who is alive', async () => {
+    const deadline = 2000;
+    const { ranks, ends, stop } = await startThroughProxy(deadline);
+    await all(ranks, 'running');
+    const at = Date.now();
+    for (const end of ends) end.unpipe().pause();
+    for (const said of await all(ranks, 'rejected')) {
+      expect(said).toMatchObject({ code: 'ERR_VARLEN_DIST_TIMEOUT' });
+      expect(said.details).not.toHaveProperty('missingRanks');
+      expect((said.at as number) - at).toBeLessThan(1.5 * deadline + promptly);
+    }
+    expect(await endsOf(ranks)).toEqual([0, 0]);
+    await stop();
+  }, 60_000);
+
+  test('that is reset is a lost peer', async () => {
+    const { ranks, ends, stop } = await startThroughProxy(60_000);
+    await all(ranks, 'running');
+    const at = Date.now();
+    for (const end of ends) end.resetAndDestroy();
+    for (const said of await all(ranks, 'rejected')) {
+      expect(said).toMatchObject(lost);
+      expect((said.at as number) - at).toBeLessThan(promptly);
+    }
+    expect(await endsOf(ranks)).toEqual([0, 0]);
+    await stop();
+  }, 60_000);
+});
+
+test('a process that has no descriptor left is told so by init', async () => {
+  const [rank] = await start(1, 'no descriptors', { init: { ...init, size: 2, rank: 0 } });
+  const said = await rank.until('failed');
+  expect(said).toMatchObject({ code: 'ERR_VARLEN_DIST_STORE' });
+  expect(said.message).toContain('EMFILE');
+  expect(await rank.ended).toBe(1);
+}, 60_000);
+
+test('no source of the engine reads the wall clock: setting it has no effect on a deadline', () => {
+  const folders = ['src/dist', 'native/dist'].map((folder) => join(import.meta.dirname, '../..', folder));
+  const files = folders.flatMap((folder) => readdirSync(folder).map((file) => join(folder, file)));
+  expect(files.length).toBeGreaterThan(30);
+  for (const file of files) {
+    expect(readFileSync(file, 'utf8'), file).not.toMatch(
+      /Date\.now|new Date|system_clock|gettimeofday|\btime\(/,
+    );
+  }
+});
+
+test('a connection that was reset before anybody looked at it fails; the process lives', async () => {
+  const server = await StoreServer.listen('127.0.0.1', 0);
+  const store = { host: '127.0.0.1', port: server.port, serve: false };
+  const [rank] = await start(1, 'reduce', { init: { timeoutMs: 20_000, size: 2, store } });
+  const ghost = await StoreClient.connect(store, 5000);
+  const member = JSON.stringify({ rank: 1, size: 2, version: VERSION, host: 'ghost', pid: 1 });
+  await ghost.compareSet('/varlen/0/0/0/member/1', '', member);
+  const port = Buffer.from(await ghost.get('/varlen/0/0/0/address/0', 20_000)).readUInt16BE(2);
+  rank.child.kill('SIGSTOP');
+  await new Promise<void>((resolve, reject) => {
+    const socket = connect(port, '127.0.0.1', () => socket.resetAndDestroy());
+    socket.once('close', () => resolve()).once('error', reject);
+  });
+  rank.child.kill('SIGCONT');
+  // It waits for the one with the larger port.
+  const address = Buffer.alloc(136);
+  address.set([2, 0, 0xff, 0xff, 127, 0, 0, 1]);
+  await ghost.set('/varlen/0/0/0/address/1', address);
+  expect(await rank.until('failed')).toMatchObject({ code: 'ERR_VARLEN_DIST_STORE' });
+  expect(await rank.ended).toBe(1);
+  ghost.close();
+  await server.close();
+}, 60_000);
 
 describe('ranks that do not fit together', () => {
   test('a rank that is there twice fails, and so does the job', async () => {

@@ -160,6 +160,7 @@ describe('init', () => {
 
   test.each([
     ['an unknown option', { world: 3 }, 'ERR_VARLEN_OPTION'],
+    ['an engine for tensors on a GPU', { backend: 'nccl', size: 2, rank: 0 }, 'ERR_VARLEN_DIST_UNAVAILABLE'],
     ['an unknown engine', { backend: 'mpi', size: 2, rank: 0 }, 'ERR_VARLEN_OPTION'],
     [
       'the local engine for several processes',

@@ -435,3 +435,15 @@ test.each([
   });
   expect(performance.now() - started).toBeLessThan(5000);
 });
+
+test('a server in the main thread does not keep the process alive, nor do its connections', async () => {
+  const serving = () => process.getActiveResourcesInfo().filter((name) => /^TCP/.test(name)).length;
+  await expect.poll(serving).toBe(0); // those of the tests before are closing
+  const server = (await StoreServer.listen('127.0.0.1', 0)).unref();
+  const client = await StoreClient.connect({ host: '127.0.0.1', port: server.port }, 5000);
+  await client.set('/k', 'v');
+  expect(await client.check(['/k'])).toBe(true);
+  expect(serving()).toBe(0);
+  client.close();
+  await server.close();
+});

@@ -105,6 +105,46 @@ describe('a project without a compiler', () => {
   });
 });
 
+describe('several ranks, without Gloo installed', () => {
+  const dist = () =>
+    join(consumer.installed, `prebuilds/${process.platform}-${process.arch}/varlen_dist.glibc.node`);
+
+  test('run from the prebuilt binary alone, or say why there is none', () => {
+    consumer.write({
+      'rank.cjs': `
+        const { readFileSync } = require('node:fs');
+        const { init } = require('varlen/dist');
+        init({ backend: 'gloo' }).then(async (group) => {
+          const [sum] = await group.allReduce(new Float32Array(5000).fill(group.rank + 1), 'sum');
+          const libraries = readFileSync('/proc/self/maps', 'utf8').split('\\n').map((line) => line.split(' ').at(-1));
+          const loaded = (name) => libraries.find((file) => file.includes(name));
+          console.log(sum, loaded('libgloo').includes('node_modules/varlen/'),
+            ['libibverbs', 'libhiredis', 'libnl'].filter(loaded).join());
+          await group.close();
+        }, (error) => console.log(error.code, error.message));`,
+      'ranks.cjs': `
+        const { launch } = require('varlen/dist');
+        launch({ nproc: 2, command: [process.execPath, 'rank.cjs'] }).then(({ exitCode }) => process.exit(exitCode));`,
+    });
+    const { status, stdout } = consumer.run('node', ['ranks.cjs']);
+    expect(status).toBe(0);
+    if (existsSync(dist())) expect(stdout).toBe('3 true \n3 true \n');
+    else expect(stdout).toMatch(/^ERR_VARLEN_DIST_UNAVAILABLE .*libgloo-dev/);
+  });
+
+  test('a binary that is missing is the reason, and the kernels lose nothing', () => {
+    if (existsSync(dist())) renameSync(dist(), `${dist()}.away`);
+    try {
+      expect(consumer.run('node', ['ranks.cjs']).stdout).toMatch(
+        /^ERR_VARLEN_DIST_UNAVAILABLE gloo: there is no binary/,
+      );
+      expect(consumer.run('node', ['program.cjs']).output).toBe(result);
+    } finally {
+      if (existsSync(`${dist()}.away`)) renameSync(`${dist()}.away`, dist());
+    }
+  });
+});
+
 describe('npx varlen doctor --json', () => {
   test('says that attention agrees with its reference, which binary that was, and why CUDA is off', () => {
     const { status, stdout } = consumer.run('npm', ['exec', '--no', '--', 'varlen', 'doctor', '--json']);

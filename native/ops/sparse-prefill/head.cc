@@ -40,9 +40,9 @@ Status ReadHeader(const int32_t* words, int64_t size, Header* header,
       }
       auto m = std::make_unique<Modalities>();
       m->positions.resize(static_cast<size_t>(header->num_modalities));
-      m->of.resize(static_cast<size_t>(s.k_length));
       m->rank.resize(static_cast<size_t>(s.k_length));
-      std::memcpy(m->of.data(), words + s.modality, static_cast<size_t>(s.k_length));
+      const auto* ids = reinterpret_cast<const uint8_t*>(words + s.modality);
+      m->of.assign(ids, ids + s.k_length);
       for (int32_t x = 0; x < s.k_length; ++x) {
         const uint8_t id = m->of[static_cast<size_t>(x)];
         if (id >= header->num_modalities) {
@@ -124,8 +124,9 @@ void Head::CutPart(int32_t part, const Pattern& pattern, std::vector<int32_t> ro
     if (!rows.empty()) return CutList({part, stage, -1, 0, 0, true}, rows, per_tile);
     for (int64_t begin = 0; begin < sequence_->q_length;) {
       const int64_t position = begin + shift;  // tiles start at multiples, wherever a chunk starts
-      const int64_t end =
-          std::min(sequence_->q_length, (position / per_tile + 1) * per_tile - shift);
+      // Rounded down also before the first key, where a chunk that is not causal may start.
+      const int64_t tile = position / per_tile - (position % per_tile < 0 ? 1 : 0);
+      const int64_t end = std::min(sequence_->q_length, (tile + 1) * per_tile - shift);
       tiles_.push_back({part, stage, -1, static_cast<int32_t>(end - begin), begin, false});
       begin = end;
     }

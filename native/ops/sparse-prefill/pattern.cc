@@ -6,6 +6,8 @@ namespace varlen::sparse_prefill {
 namespace {
 
 constexpr int kMaxDepth = 8;
+// The longest stride of a grid over fewer keys than that.
+constexpr int64_t kMaxStride = 1 << 20;
 
 Status Malformed(const std::string& what, int64_t got, const std::string& expected) {
   return Invalid(Code::kIndex, "plan", what, std::to_string(got), expected);
@@ -112,6 +114,11 @@ Status ReadGrid(Fields& fields, int64_t columns, Pattern* p) {
                      ">= 1, phases below it");
   }
   if (begin < 0 || end < -1) return Malformed("has a grid with a negative span", begin, ">= 0");
+  // A head counts the rows of every cell: a few words must not claim gigabytes.
+  if (stride > std::max(columns, kMaxStride)) {
+    return Malformed("has a grid whose stride is longer than its keys", stride,
+                     "<= " + std::to_string(std::max(columns, kMaxStride)));
+  }
   p->grid =
       Grid(begin, end < 0 ? columns : std::min(end, columns), stride, phase, row_phase, flags);
   return {};

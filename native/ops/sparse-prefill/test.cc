@@ -5,6 +5,7 @@
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "doctest/doctest.h"
+#include "ops/sparse-prefill/head.h"
 #include "ops/sparse-prefill/probe.h"
 #include "ops/sparse-prefill/select.h"
 #include "ops/sparse-prefill/test-case.h"
@@ -288,6 +289,23 @@ TEST_CASE("selection keeps what is forced, breaks ties by index and puts NaN las
   CHECK(SelectTop(scores, 6, 5, 0) == std::vector<int32_t>{0, 2, 3, 4, 5});
   CHECK(SelectTop(scores, 6, 1, 2) == std::vector<int32_t>{0, 1});
   CHECK(SelectTop(scores, 6, 100, 0).size() == 6);
+}
+
+TEST_CASE("a chunk that starts before its keys is cut into tiles that a row mask holds") {
+  SequenceInfo sequence;
+  sequence.q_length = 300;
+  sequence.k_length = 90;
+  sequence.causal = false;
+  Head head;
+  head.Open(sequence, Pattern());
+  int64_t rows = 0;
+  for (const Tile& tile : head.tiles()) {
+    CHECK(tile.count >= 1);
+    CHECK(tile.count <= kTileRows);
+    CHECK(tile.begin == rows);
+    rows += tile.count;
+  }
+  CHECK(rows == sequence.q_length);
 }
 
 TEST_CASE("words that are no plan are refused and not read past") {

@@ -1,10 +1,12 @@
 /** One rank of a job, in a process of its own; test/support/rank-processes.ts starts it. */
 import { spawn } from 'node:child_process';
+import { openSync, readdirSync, readlinkSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { isMainThread, Worker, workerData } from 'node:worker_threads';
 import { DynamicBatcher } from '../../../src/batch/batcher.js';
 import { init } from '../../../src/dist/init.js';
 import type { CollectiveArray, ProcessGroup, ReduceOp } from '../../../src/dist/process-group.js';
+import { fileLimit } from '../../../src/native/dist-binding.js';
 
 /** Tells the test something. */
 function say(event: string, more: object = {}): void {
@@ -146,6 +148,41 @@ async function reduceUntilFailure(group: ProcessGroup): Promise<void> {
   await group.barrier().catch((error) => say('again', { ms: performance.now() - again, ...describe(error) }));
 }
 
+/** Threads and sockets of this process. */
+function resources(): { threads: number; sockets: number } {
+  const targets = readdirSync('/proc/self/fd').map((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`);
+    } catch {
+      return ''; // that of the list itself
+    }
+  });
+  const sockets = targets.filter((target) => target.startsWith('socket:')).length;
+  return { threads: readdirSync('/proc/self/task').length, sockets };
+}
+
+/** Broadcasts from rank 0 one message that travels for long, over and over until something goes wrong. */
+async function largeMessage(group: ProcessGroup): Promise<void> {
+  await group.barrier();
+  const before = resources();
+  const inner = await group.subgroup([0, 1]);
+  const buffer = new Uint8Array(2 ** 28);
+  say('running');
+  try {
+    for (;;) await inner.broadcast(buffer, 0);
+  } catch (error) {
+    say('rejected', { at: Date.now(), ...describe(error) });
+  }
+  await inner.close();
+  // The outer group lives on, the inner one leaves nothing.
+  let after = resources();
+  for (let turn = 0; turn < 100 && after.threads > before.threads; turn++) {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    after = resources();
+  }
+  say('resources', { before, after });
+}
+
 /** What `run` rejects with, or the word that it resolved. */
 async function outcome(run: () => Promise<unknown>): Promise<object | string> {
   try {
@@ -209,7 +246,12 @@ async function softFaults(group: ProcessGroup): Promise<void> {
 
   const aborted = await group.subgroup(all);
   const started = performance.now();
-  if (odd) setTimeout(() => aborted.abort(new Error('out of data')), 100);
+  if (odd) {
+    setTimeout(() => {
+      aborted.abort(new Error('out of data'));
+      void aborted.close(); // at once: the peers must hear of the abort all the same
+    }, 100);
+  }
   const waiting = rank === 0 ? 'away' : await outcome(() => aborted.allGatherV(new Uint8Array(9000)));
   say('abort', { outcome: waiting, ms: performance.now() - started - 100 });
   await group.barrier();
@@ -321,6 +363,7 @@ async function endWorker(group: ProcessGroup): Promise<void> {
 
 const scripts: Record<string, (group: ProcessGroup) => Promise<void>> = {
   reduce: reduceUntilFailure,
+  'large message': largeMessage,
   batches,
   /** Comes to the second collective after its peer has gone. */
   async slow(group) {
@@ -378,6 +421,16 @@ const scripts: Record<string, (group: ProcessGroup) => Promise<void>> = {
   },
 };
 
+/** Opens files until the system refuses; the binary is loaded by then. */
+function useAllDescriptors(): void {
+  fileLimit();
+  try {
+    for (;;) openSync('/dev/null', 'r');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EMFILE') throw error;
+  }
+}
+
 /** One schedule of test/dist/soak.ts. */
 interface Schedule {
   readonly k: number;
@@ -387,19 +440,24 @@ interface Schedule {
   readonly fault: string;
   /** Milliseconds after which this rank does what `fault` says. */
   readonly afterMs: number;
+  readonly timeoutMs: number;
+  readonly collectiveTimeoutMs: number;
 }
 
 /** Takes part in one job after the other, as long as none of them ends this process. */
 async function soak(): Promise<void> {
+  say('starting');
   for await (const line of createInterface({ input: process.stdin })) {
-    const { k, rank, size, port, fault, afterMs } = JSON.parse(line) as Schedule;
+    const { k, rank, size, port, fault, afterMs, timeoutMs, collectiveTimeoutMs } = JSON.parse(
+      line,
+    ) as Schedule;
     process.env.TORCHELASTIC_RUN_ID = `soak-${k}`;
     const store = { host: '127.0.0.1', port, serve: false };
     let end: object = { resolved: true };
     let timer: NodeJS.Timeout | undefined;
     if (fault === 'exit') timer = setTimeout(() => process.exit(5), afterMs);
     try {
-      const group = await init({ rank, size, store, timeoutMs: 8000, collectiveTimeoutMs: 2000 });
+      const group = await init({ rank, size, store, timeoutMs, collectiveTimeoutMs });
       say('running', { k });
       try {
         if (fault === 'abort') timer = setTimeout(() => group.abort(new Error('soak')), afterMs);
@@ -409,6 +467,7 @@ async function soak(): Promise<void> {
           await group.allReduce(turn % 2 ? large.fill(1) : small.fill(1), 'sum');
           if ((turn % 2 ? large[9] : small[2]) !== size) throw new Error('a wrong sum');
           await group.allGatherV(new Uint8Array(100 * rank + turn));
+          await group.broadcast(large, turn % size);
         }
       } finally {
         await group.close();
@@ -432,6 +491,7 @@ async function main(): Promise<void> {
   }
   say('starting');
   if (script === 'never') return new Promise(() => setInterval(() => {}, 1000));
+  if (script === 'no descriptors') useAllDescriptors();
   const started = performance.now();
   const group = await init(JSON.parse(optionsText));
   say('ready', {
