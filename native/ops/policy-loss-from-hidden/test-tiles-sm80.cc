@@ -398,6 +398,13 @@ TEST_CASE("CUDA loss from hidden: impossible words and far shifts of all logits 
   const Results shifted = Emulate<float>(c);
   CHECK(ErrorOf(shifted[kLogprobs], plain[kLogprobs]) <= 4e-4);
   for (double logprob : shifted[kLogprobs]) CHECK(logprob <= 0);
+  // The probabilities of a row still add up to 1, and so the gradients of its logits to 0.
+  double sum = 0, sizes = 0;
+  for (double gradient : shifted[kDBias]) {
+    sum += gradient;
+    sizes += std::abs(gradient);
+  }
+  CHECK(std::abs(sum) <= 3e-6 * sizes);
   // No target is among them.
   for (int64_t v = 0; v < 140; ++v) {
     const int32_t* ids = c.forward.options.target_ids.data();
@@ -409,6 +416,29 @@ TEST_CASE("CUDA loss from hidden: impossible words and far shifts of all logits 
   for (const std::vector<double>& output : impossible) {
     for (double value : output) CHECK(std::isfinite(value));
   }
+}
+
+TEST_CASE(
+    "CUDA loss from hidden: 131,072 tokens x 131,072 words take less than 512 MiB beside dWeight") {
+  int64_t bytes = 0;
+  const auto take = [&]<class E>(int64_t count) -> E* {
+    bytes += count * static_cast<int64_t>(sizeof(E));
+    return nullptr;
+  };
+  const auto measure = [&](int64_t tokens) {
+    DeviceLinearLogits<bfloat16> head{};
+    head.total_tokens = tokens;
+    head.vocab_size = 131072;
+    head.hidden_size = 4096;
+    bytes = 0;
+    LinearWorkspace<bfloat16>::Forward(head, LinearChunks{}, take);
+    LinearWorkspace<bfloat16>::Backward(head, LinearChunks{}, take);
+    return bytes;
+  };
+  MESSAGE("workspace of both passes: " << measure(131072) / 1024 << " KiB");
+  CHECK(measure(131072) <= int64_t{512} << 20);
+  // More tokens add the list of rows alone.
+  CHECK(measure(131072) - measure(65536) == 2 * 65536 * 4);
 }
 
 }  // namespace
