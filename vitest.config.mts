@@ -11,13 +11,18 @@ export default defineConfig({
         test: {
           name: 'source',
           include: ['test/**/*.test.ts'],
-          exclude: ['test/package/**'],
+          exclude: ['test/package/**', 'test/gpu/**'],
           typecheck: {
             enabled: true,
             include: ['test/types/**/*.test-d.ts'],
             tsconfig: 'test/tsconfig.json',
           },
         },
+      },
+      {
+        // Too large for anything but a GPU: npm run test:gpu.
+        extends: true,
+        test: { name: 'gpu', include: ['test/gpu/**/*.test.ts'], testTimeout: 300_000 },
       },
       {
         // Builds and packs the whole package: after the others, and with time.

@@ -1,5 +1,6 @@
 'use strict';
-// Registers and spills of every CUDA kernel against native/ops/<op>/registers.json.
+// Registers and spills of every CUDA kernel against native/ops/<op>/registers.json, and those of the
+// runtime against native/core/cuda/registers.json.
 //
 //   node .ci/check-registers.cjs [--write]
 //
@@ -12,12 +13,15 @@ const path = require('node:path');
 
 const root = path.resolve(__dirname, '..');
 const opsFolder = path.join(root, 'native', 'ops');
+const coreFolder = path.join(root, 'native', 'core', 'cuda');
 
 /** `{ source, arch, flags }` of each table, then what it holds. */
 function tables() {
   return fs
     .readdirSync(opsFolder)
-    .map((op) => path.join(opsFolder, op, 'registers.json'))
+    .map((op) => path.join(opsFolder, op))
+    .concat(coreFolder)
+    .map((folder) => path.join(folder, 'registers.json'))
     .filter((file) => fs.existsSync(file))
     .map((file) => ({ file, table: JSON.parse(fs.readFileSync(file, 'utf8')) }));
 }

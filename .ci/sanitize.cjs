@@ -58,6 +58,7 @@ function sanitize(name) {
   const script = path.join(root, 'scripts/build-native.cjs');
   const built = [
     step(`${name}: build the tests`, node, [script, '--target', 'varlen_tests'], build),
+    step(`${name}: build the emulated GPU`, node, [script, '--target', 'varlen_emulated'], build),
     step(`${name}: build the addon`, node, [script, '--out', path.join(place, 'build/Release')], build),
   ];
   if (!built.every(({ ok }) => ok)) return built;

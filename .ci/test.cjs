@@ -7,6 +7,7 @@ const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
 const { workFolder } = require('../scripts/build-native.cjs');
+const { CUDA_OPS } = require('./cuda-ops.cjs');
 
 const root = path.resolve(__dirname, '..');
 const [mode = 'all'] = process.argv.slice(2);
@@ -68,10 +69,28 @@ function models() {
     : { passed: Number(counts[1]), failed: Number(counts[2]) };
 }
 
+/** With nvcc every CUDA kernel is compiled too, for both families, and linked with what is tested. */
+function cudaOptions() {
+  const nvcc = process.env.CUDACXX || 'nvcc';
+  if (spawnSync(nvcc, ['--version'], { stdio: 'ignore' }).status !== 0) return {};
+  return { VARLEN_CUDA: 'ON', VARLEN_CUDA_ARCHS: '80-real;90a-real' };
+}
+
+/** The C++ tests, and the binary with an emulated GPU that the tests of `device: 'cuda'` load. */
 function buildNativeTests() {
   heading('building the native tests');
-  const args = ['scripts/build-native.cjs', '--target', 'varlen_tests'];
-  return spawnSync(process.execPath, args, { cwd: root, stdio: 'inherit' }).status === 0;
+  return ['varlen_tests', 'varlen_emulated'].every((target) => {
+    const args = ['scripts/build-native.cjs', '--target', target];
+    const env = { ...cudaOptions(), ...process.env };
+    return spawnSync(process.execPath, args, { cwd: root, stdio: 'inherit', env }).status === 0;
+  });
+}
+
+/** The tests of every op that has CUDA kernels again, with `device: 'cuda'` on the emulated GPU. */
+function emulatedGpu() {
+  const tests = CUDA_OPS.map((op) => `test/ops/${op}.test.ts`);
+  const env = { VARLEN_REQUIRE_CUDA: '1', VARLEN_PREBUILD: path.join(workFolder('Release'), 'emulated') };
+  return vitest('ops on the emulated GPU', ['--project=source', ...tests], env);
 }
 
 function main() {
@@ -87,6 +106,7 @@ function main() {
   if (mode !== 'native') {
     results.push(models());
     results.push(vitest('TypeScript tests'));
+    results.push(emulatedGpu());
     // Threads share one process: they load the addon into several environments of it.
     const again = ['--project=source', '--pool=threads', 'test/native', 'test/ops'];
     results.push(vitest('native folders again: threads, baseline', again, { VARLEN_CPU_ISA: 'baseline' }));

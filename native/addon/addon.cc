@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "addon/emulated-cuda.h"
 #include "addon/entry.h"
 #include "addon/info.h"
 #include "addon/ops.h"
@@ -54,6 +55,9 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   BindInfo(env, exports);
   BindTensors(env, exports);
   BindStreams(env, exports);
+#if defined(VARLEN_EMULATED_CUDA)
+  BindEmulatedCuda(env, exports);
+#endif
   return exports;
 }
 

@@ -137,6 +137,11 @@ bool Reader::Take(const char* name, double handle, Need need, Tensor& tensor) {
     status = {Code::kDisposed, name, "was disposed", {}};
     return false;
   }
+  if (found->device != device_) {
+    status = Invalid(Code::kDevice, name, "is on another device than the call's stream",
+                     NameOf(found->device), NameOf(device_));
+    return false;
+  }
   tensor = *found;
   return true;
 }
@@ -239,6 +244,7 @@ void Allocator::Out(const char*, Tensor& tensor, TypeVar type, Dims dims, bool w
     brought |= 1u << output;
     return;
   }
+  tensor.device = stream_.device();
   tensor.dtype = unifier_.TypeOf(type);
   for (const char* dim : dims) {
     if (std::strcmp(dim, "...") == 0) {

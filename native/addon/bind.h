@@ -62,8 +62,9 @@ class Unifier {
 // First pass: every argument is read and checked, nothing is allocated.
 class Reader {
  public:
-  Reader(Env& env, napi_env napi, const napi_value* arrays, size_t num_arrays)
-      : env_(env), napi_(napi), arrays_(arrays), num_arrays_(num_arrays) {}
+  // Every tensor must be on `device`, the stream's.
+  Reader(Env& env, Device device, napi_env napi, const napi_value* arrays, size_t num_arrays)
+      : env_(env), device_(device), napi_(napi), arrays_(arrays), num_arrays_(num_arrays) {}
 
   void In(const char* name, Tensor& tensor, TypeVar type, Dims dims,
           Layout layout = Layout::kContiguous, Need need = Need::kRequired);
@@ -85,6 +86,7 @@ class Reader {
   void CheckShape(const char* name, const Tensor& tensor, Dims dims);
 
   Env& env_;
+  const Device device_;
   napi_env napi_;
   const napi_value* arrays_;
   size_t num_arrays_;
@@ -258,14 +260,27 @@ void Reader::Scalar(const char* name, T& value) {
   value = static_cast<T>(number);
 }
 
+// Whether an op has a CUDA implementation: its struct says `kOnGpu = true`.
+template <class Op>
+constexpr bool OnGpu() {
+  if constexpr (requires { Op::kOnGpu; }) return Op::kOnGpu;
+  return false;
+}
+
 // The whole call; true when it was enqueued.
 template <class Op>
 bool CallOp(Env& env, napi_env napi, const napi_value* arrays, size_t num_arrays) {
   env.op = Op::kName;
   const std::shared_ptr<Stream> stream = StreamOf(env, env.args[0]);
   if (stream == nullptr) return false;
+  if (!OnGpu<Op>() && stream->device().kind == DeviceKind::kCuda) {
+    // At once: late, it would fail the tensors that the op updates in place.
+    Status status{Code::kUnsupported, "", "has no CUDA kernel; move its tensors to the CPU", {}};
+    status.texts = {{"feature", std::string(Op::kName) + " on " + NameOf(stream->device())}};
+    return Fail(env, std::move(status));
+  }
   Op op;
-  Reader reader(env, napi, arrays, num_arrays);
+  Reader reader(env, stream->device(), napi, arrays, num_arrays);
   op.Visit(reader);
   if (!reader.status.ok()) return Fail(env, std::move(reader.status));
   Status status = op.Validate();

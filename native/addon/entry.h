@@ -3,6 +3,7 @@
 #include <napi.h>
 
 #include <new>
+#include <optional>
 
 #include "addon/env.h"
 
@@ -18,6 +19,9 @@ struct Arguments {
 };
 
 using EntryFn = bool (*)(Env& env, const Arguments& arguments);
+
+// A device as a number: -1 the CPU, else a GPU's. None for a GPU that does not answer.
+std::optional<Device> DeviceAt(Env& env, double number);
 
 // The stream that a tensor was last written by, where a call takes the number of a stream.
 inline constexpr double kWriterStream = -1;

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <utility>
 
+#include "core/cuda/stream.h"
+
 namespace varlen::addon {
 namespace {
 
@@ -115,15 +117,19 @@ std::shared_ptr<Stream> Env::FindStream(double id) const {
   return slot.open ? slot.stream : nullptr;
 }
 
-double Env::AddStream() {
+double Env::AddStream(Device device) {
+  const auto open = [device] {
+    return device.kind == DeviceKind::kCpu ? Stream::New()
+                                           : cuda::GpuStream::New(cuda::Gpu::At(device.index));
+  };
   for (size_t i = 0; i < streams_.size(); ++i) {
     StreamSlot& slot = streams_[i];
     if (!slot.open && slot.stream.use_count() == 1) {  // no tensor, event or thread has it
-      slot = {Stream::New(), true};
+      slot = {open(), true};
       return static_cast<double>(i);
     }
   }
-  streams_.push_back({Stream::New(), true});
+  streams_.push_back({open(), true});
   return static_cast<double>(streams_.size() - 1);
 }
 
@@ -206,6 +212,7 @@ Napi::Value ErrorOf(Napi::Env env, const Failure& failure) {
   const Status& status = failure.status;
   Napi::Object details = Napi::Object::New(env);
   for (const auto& [name, value] : status.details) details.Set(name, value);
+  for (const auto& [name, value] : status.texts) details.Set(name, value);
   Napi::Object error = Napi::Object::New(env);
   error.Set("code", CodeName(status.code));
   error.Set("op", failure.op);

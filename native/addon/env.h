@@ -25,8 +25,14 @@ struct Outcome {
   Failure own;         // of the read itself, which leaves the tensor as it is
   const Failure* failure = nullptr;
 
-  // To be called where the stream passes the read: what fails later is not its concern.
-  void Look() { failure = storage ? storage->failure() : nullptr; }
+  // To be called where the stream passes the read: what fails later is not its concern. `lost`: the
+  // device failed before it came there.
+  void Look(const Failure* lost = nullptr) {
+    failure = storage ? storage->failure() : nullptr;
+    if (failure != nullptr || lost == nullptr) return;
+    own = *lost;
+    failure = &own;
+  }
 };
 
 // A promise the JavaScript side waits to settle. Made with the call, so that settling allocates
@@ -79,7 +85,7 @@ class Env {
   // Streams and events by small number; stream 0 is the device's own. A removed stream runs what it
   // has queued; it is closed with the environment as long as anything can still reach it.
   std::shared_ptr<Stream> FindStream(double id) const;
-  double AddStream();
+  double AddStream(Device device);
   bool RemoveStream(double id);
   double AddEvent(Event event);
   const Event* FindEvent(double id) const;

@@ -1,8 +1,11 @@
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <limits>
 
 #include "addon/entry.h"
+#include "core/cuda/launch.h"
+#include "core/cuda/probe.h"
 
 // Streams and events as JavaScript sees them: small numbers.
 namespace varlen::addon {
@@ -16,29 +19,38 @@ double NowMs() {
 // Notes when the stream passes it, and tells JavaScript when somebody waits.
 class MarkTask final : public Task {
  public:
-  MarkTask(std::shared_ptr<std::atomic<double>> time_ms, std::unique_ptr<Settlement> settlement,
-           std::shared_ptr<Mailbox> mailbox)
-      : time_ms_(std::move(time_ms)),
+  MarkTask(Device device, std::shared_ptr<std::atomic<double>> time_ms,
+           std::unique_ptr<Settlement> settlement, std::shared_ptr<Mailbox> mailbox)
+      : device_(device),
+        time_ms_(std::move(time_ms)),
         settlement_(std::move(settlement)),
         mailbox_(std::move(mailbox)) {}
 
   bool touches_environment() const override { return settlement_ != nullptr; }
+  bool awaited() const override { return true; }
   void Run(uint64_t) override {
-    if (time_ms_ != nullptr) time_ms_->store(NowMs());
+    if (time_ms_ == nullptr || device_.kind == DeviceKind::kCpu) return;
+    cuda::Launch::Current().Mark([time_ms = time_ms_](double ms) { time_ms->store(ms); });
+  }
+  void Done(uint64_t, const Failure* lost) override {
+    if (time_ms_ != nullptr && device_.kind == DeviceKind::kCpu) time_ms_->store(NowMs());
     if (settlement_ == nullptr) return;
-    settlement_->outcome.Look();
+    settlement_->outcome.Look(lost);
     mailbox_->Post(std::move(settlement_));
   }
 
  private:
+  const Device device_;
   std::shared_ptr<std::atomic<double>> time_ms_;
   std::unique_ptr<Settlement> settlement_;
   std::shared_ptr<Mailbox> mailbox_;
 };
 
-// result: the stream's id.
+// args: device. result: the stream's id.
 bool NewStream(Env& env, const Arguments&) {
-  env.result[0] = env.AddStream();
+  const std::optional<Device> device = DeviceAt(env, env.args[0]);
+  if (!device.has_value()) return false;
+  env.result[0] = env.AddStream(*device);
   return true;
 }
 
@@ -54,7 +66,8 @@ bool Record(Env& env, const Arguments&) {
   if (stream == nullptr) return false;
   auto time = std::make_shared<std::atomic<double>>(std::numeric_limits<double>::quiet_NaN());
   uint64_t ticket = 0;
-  Status status = stream->Enqueue(std::make_unique<MarkTask>(time, nullptr, nullptr), &ticket);
+  Status status = stream->Enqueue(
+      std::make_unique<MarkTask>(stream->device(), time, nullptr, nullptr), &ticket);
   if (!status.ok()) return Fail(env, std::move(status));
   env.result[0] = env.AddEvent({stream, ticket, std::move(time)});
   return true;
@@ -81,7 +94,8 @@ bool Notify(Env& env, const Arguments&) {
   if (tensor != nullptr) settlement->outcome.storage = tensor->storage;
   uint64_t ticket = 0;
   Status status = stream->Enqueue(
-      std::make_unique<MarkTask>(nullptr, std::move(settlement), env.mailbox()), &ticket);
+      std::make_unique<MarkTask>(stream->device(), nullptr, std::move(settlement), env.mailbox()),
+      &ticket);
   if (!status.ok()) return Fail(env, std::move(status));
   env.BeginWait();
   return true;
@@ -102,6 +116,21 @@ bool ReleaseEvent(Env& env, const Arguments&) {
 }
 
 }  // namespace
+
+std::optional<Device> DeviceAt(Env& env, double number) {
+  if (number == -1) return Device{DeviceKind::kCpu, 0};
+  const CudaStatus& status = CudaStatusOfThisProcess();
+  if (!status.available()) {
+    Fail(env, {Code::kNoCuda, "device", "is not available: " + status.reason, {}});
+    return {};
+  }
+  const size_t known = std::min<size_t>(status.devices.size(), cuda::kMaxDevices);
+  if (!(number >= 0 && number < static_cast<double>(known))) {
+    Fail(env, {Code::kRange, "device", "names no GPU", {}});
+    return {};
+  }
+  return Device{DeviceKind::kCuda, static_cast<int>(number)};
+}
 
 void BindStreams(Napi::Env env, Napi::Object exports) {
   Bind<NewStream>(env, exports, "newStream", "Stream");

@@ -5,6 +5,8 @@
 #include "addon/bind.h"
 #include "addon/entry.h"
 #include "core/copy.h"
+#include "core/cuda/gpu.h"
+#include "core/cuda/transfer.h"
 
 // Making, viewing, converting and reading tensors. The TypeScript layer has checked JavaScript
 // types and word choices; what only native code can know (handles, memory, strides) is checked
@@ -77,6 +79,7 @@ bool Create(Env& env, const Arguments& arguments) {
   const auto stream = StreamOf(env, env.args[0]);
   if (stream == nullptr) return false;
   Tensor tensor;
+  tensor.device = stream->device();
   if (!ReadDType(env, env.args[1], tensor.dtype)) return false;
   if (!ReadShape(env.args + 2, tensor)) return FailShape(env);
   const int64_t element = SizeOf(tensor.dtype), size = tensor.size();
@@ -85,11 +88,14 @@ bool Create(Env& env, const Arguments& arguments) {
     // TypeScript checked this before it read options, whose getters are the caller's code.
     return Fail(env, {Code::kBuffer, "data", "changed while it was read, or is detached", {}});
   }
-  const auto writer = filled ? Cache::Writer::kHost : Cache::Writer::kStream;
+  // A GPU's memory is filled in the order of its stream.
+  const bool by_host = filled && tensor.device.kind == DeviceKind::kCpu;
+  const auto writer = by_host ? Cache::Writer::kHost : Cache::Writer::kStream;
   Status status = stream->Allocate(size * element, writer, &tensor.storage);
   if (!status.ok()) return Fail(env, std::move(status));
   if (filled && size > 0) {
-    std::memcpy(tensor.storage->data(), source, static_cast<size_t>(size * element));
+    status = stream->Fill(tensor, source, size * element);
+    if (!status.ok()) return Fail(env, std::move(status));
   }
   return Publish(env, tensor);
 }
@@ -158,6 +164,24 @@ bool EnqueueOn(Env& env, const std::shared_ptr<Stream>& stream, Op op) {
   return true;
 }
 
+// target = source, wherever the two are. A GPU's stream does what concerns a GPU; a tensor of the
+// CPU belongs to its own stream again after that.
+bool EnqueueCopy(Env& env, const Tensor& source, const Tensor& target) {
+  const std::shared_ptr<Stream> own = target.storage->writer();
+  if (source.device.kind == DeviceKind::kCpu || target.device == source.device) {
+    return EnqueueOn(env, own, Copy{source, target});
+  }
+  if (target.device.kind == DeviceKind::kCuda) {
+    return Fail(env, {Code::kUnsupported, "this", "cannot go from one GPU to another", {}});
+  }
+  const std::shared_ptr<Stream> gpu = source.storage->writer();
+  if (!EnqueueOn(env, gpu, Copy{source, target})) return false;
+  Status status = own->After(gpu, target.storage->write_ticket());
+  if (!status.ok()) return Fail(env, std::move(status));
+  target.storage->WrittenBy(own, own->enqueued());
+  return true;
+}
+
 // args: stream or -1, handle, dtype. A contiguous copy in another (or the same) element type.
 bool Convert(Env& env, const Arguments&) {
   const Tensor* source = FindTensor(env, "this", env.args[1]);
@@ -188,6 +212,10 @@ bool AccumulateInto(Env& env, const Arguments&) {
   if (!SameShape(*target, *source)) {
     return Fail(env, {Code::kShape, "gradient", "differs in shape from the sum", {}});
   }
+  if (target->device != source->device) {
+    return Fail(env, Invalid(Code::kDevice, "gradient", "is on another device than the sum",
+                             NameOf(source->device), NameOf(target->device)));
+  }
   if (!(target->contiguous() || source->contiguous()) ||
       (BitOf(target->dtype) & kFloats.allowed) == 0) {
     return Fail(env, Invalid(Code::kDType, "grad", "cannot hold a sum of gradients",
@@ -207,7 +235,22 @@ bool AssignTo(Env& env, const Arguments&) {
   if (!target->contiguous()) {
     return Fail(env, {Code::kLayout, "this", "cannot be written while it is strided", {}});
   }
-  return EnqueueOn(env, target->storage->writer(), Copy{*source, *target});
+  return EnqueueCopy(env, *source, *target);
+}
+
+// args: stream of the other device, handle. A contiguous copy there.
+bool Transfer(Env& env, const Arguments&) {
+  const Tensor* source = FindTensor(env, "this", env.args[1]);
+  const auto stream = source == nullptr ? nullptr : StreamOf(env, env.args[0]);
+  if (stream == nullptr) return false;
+  Tensor target = *source;
+  target.offset = 0;
+  target.device = stream->device();
+  target.SetContiguousStrides();
+  Status status = stream->Allocate(target.size() * SizeOf(target.dtype), Cache::Writer::kStream,
+                                   &target.storage);
+  if (!status.ok()) return Fail(env, std::move(status));
+  return EnqueueCopy(env, *source, target) && Publish(env, target);
 }
 
 // Copies a tensor into JavaScript memory, in stream order.
@@ -223,22 +266,35 @@ class ReadTask final : public Task {
         mailbox_(std::move(mailbox)) {}
 
   bool touches_environment() const override { return true; }
+  const char* name() const override { return "Tensor.data"; }
   void Run(uint64_t ticket) override {
-    outcome_->Look();
-    if (outcome_->failure == nullptr) {
-      Status status = Guarded([&] { return CopyOut(tensor_, target_); });
-      if (!status.ok()) {
-        outcome_->own = {std::move(status), "Tensor.data", ticket};
-        outcome_->failure = &outcome_->own;
-      }
+    if (tensor_.storage->failure() != nullptr) return;
+    Status status = Guarded([&] {
+      if (tensor_.device.kind == DeviceKind::kCuda) return cuda::BeginRead(tensor_, &staged_);
+      return CopyOut(tensor_, target_);
+    });
+    if (!status.ok()) Fail({std::move(status), name(), ticket});
+  }
+  void Done(uint64_t, const Failure* lost) override {
+    const Failure* own = outcome_->failure;  // of Run
+    outcome_->Look(lost);
+    if (outcome_->failure == nullptr) outcome_->failure = own;
+    if (staged_ && outcome_->failure == nullptr) {
+      std::memcpy(target_, staged_->data(),
+                  static_cast<size_t>(tensor_.size() * SizeOf(tensor_.dtype)));
     }
     if (settlement_ != nullptr) mailbox_->Post(std::move(settlement_));
+  }
+  void Fail(const Failure& failure) override {
+    outcome_->own = failure;
+    outcome_->failure = &outcome_->own;
   }
 
  private:
   Tensor tensor_;
   std::byte* target_;
   Outcome* outcome_;
+  StorageRef staged_;                       // pinned memory on the way from a GPU
   std::unique_ptr<Settlement> settlement_;  // none when the caller waits for the ticket
   std::shared_ptr<Mailbox> mailbox_;
 };
@@ -281,14 +337,23 @@ bool Read(Env& env, const Arguments& arguments) {
   return false;
 }
 
-// result: allocated, reserved, peak bytes; live tensors of this environment; bytes V8 was told of.
+// args: device. result: allocated, reserved, peak bytes; live tensors of this environment; bytes V8
+// was told of; pinned bytes.
 bool Memory(Env& env, const Arguments&) {
-  const MemoryStats stats = GetMemoryStats();
+  const std::optional<Device> device = DeviceAt(env, env.args[0]);
+  if (!device.has_value()) return false;
+  MemoryStats stats = GetMemoryStats(), pinned{};
+  if (device->kind == DeviceKind::kCuda) {
+    cuda::Gpu& gpu = cuda::Gpu::At(device->index);
+    stats = gpu.memory().stats();
+    pinned = gpu.pinned_stats();
+  }
   env.result[0] = static_cast<double>(stats.allocated);
   env.result[1] = static_cast<double>(stats.reserved);
   env.result[2] = static_cast<double>(stats.peak);
   env.result[3] = static_cast<double>(env.live_tensors());
   env.result[4] = static_cast<double>(env.reported_bytes());
+  env.result[5] = static_cast<double>(pinned.reserved);
   return true;
 }
 
@@ -301,6 +366,7 @@ void BindTensors(Napi::Env env, Napi::Object exports) {
   Bind<Release>(env, exports, "release", "Tensor.dispose");
   Bind<Convert>(env, exports, "convert", "Tensor.to");
   Bind<AccumulateInto>(env, exports, "accumulate", "Tensor.backward");
+  Bind<Transfer>(env, exports, "transfer", "Tensor.to");
   Bind<AssignTo>(env, exports, "assign", "Tensor.assign");
   Bind<Read>(env, exports, "read", "Tensor.data");
   Bind<Memory>(env, exports, "memory", "memoryStats");

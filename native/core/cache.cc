@@ -10,35 +10,40 @@
 namespace varlen {
 namespace {
 
-std::atomic<int64_t> g_allocated{0};
-std::atomic<int64_t> g_reserved{0};
-std::atomic<int64_t> g_peak{0};
-
-void CountAllocated(int64_t bytes) {
-  const int64_t now = g_allocated.fetch_add(bytes, std::memory_order_relaxed) + bytes;
-  int64_t peak = g_peak.load(std::memory_order_relaxed);
-  while (now > peak && !g_peak.compare_exchange_weak(peak, now, std::memory_order_relaxed)) {
+class AlignedHostMemory final : public MemorySource {
+ public:
+  std::byte* Take(int64_t bytes) override {
+    auto* data = static_cast<std::byte*>(AllocateAligned(bytes));
+    if (data != nullptr) CountReserved(bytes);
+    return data;
   }
-}
-
-Status Exhausted(int64_t bytes) {
-  const SystemMemory system = GetSystemMemory();
-  return {Code::kOutOfMemory,
-          "",
-          "host memory is exhausted; got a request of " + std::to_string(bytes) +
-              " bytes, expected one that fits beside the " + std::to_string(g_reserved.load()) +
-              " bytes already reserved",
-          {{"requestedBytes", static_cast<double>(bytes)},
-           {"freeBytes", static_cast<double>(system.free_bytes)},
-           {"totalBytes", static_cast<double>(system.total_bytes)}}};
-}
+  void Give(std::byte* data, int64_t bytes) override {
+    FreeAligned(data);
+    CountReserved(-bytes);
+  }
+  Status Exhausted(int64_t bytes) const override {
+    const SystemMemory system = GetSystemMemory();
+    return {Code::kOutOfMemory,
+            "",
+            "host memory is exhausted; got a request of " + std::to_string(bytes) +
+                " bytes, expected one that fits beside the " + std::to_string(stats().reserved) +
+                " bytes already reserved",
+            {{"requestedBytes", static_cast<double>(bytes)},
+             {"freeBytes", static_cast<double>(system.free_bytes)},
+             {"totalBytes", static_cast<double>(system.total_bytes)}}};
+  }
+};
 
 }  // namespace
 
-MemoryStats GetMemoryStats() {
-  return {g_allocated.load(std::memory_order_relaxed), g_reserved.load(std::memory_order_relaxed),
-          g_peak.load(std::memory_order_relaxed)};
+// Not destroyed: storages may outlive main().
+MemorySource& HostMemory() {
+  alignas(AlignedHostMemory) static std::byte memory[sizeof(AlignedHostMemory)];
+  static AlignedHostMemory* const source = new (memory) AlignedHostMemory;
+  return *source;
 }
+
+MemoryStats GetMemoryStats() { return HostMemory().stats(); }
 
 int64_t Cache::SizeClass(int64_t bytes) {
   if (bytes <= kAlignment) return kAlignment;
@@ -50,8 +55,7 @@ int64_t Cache::SizeClass(int64_t bytes) {
 Cache::~Cache() {
   for (auto& [size, list] : sizes_) {
     for (Block& block : list.free) {
-      FreeAligned(block.data);
-      g_reserved.fetch_sub(size, std::memory_order_relaxed);
+      source_.Give(block.data, size);
     }
   }
 }
@@ -80,10 +84,8 @@ std::byte* Cache::TakeNew(int64_t size) {
   std::lock_guard<std::mutex> lock(mutex_);
   SizeList& list = sizes_[size];
   if (list.free.capacity() <= list.existing) list.free.reserve(2 * list.existing + 1);
-  auto* data = static_cast<std::byte*>(AllocateAligned(size));
-  if (data == nullptr) return nullptr;
-  ++list.existing;
-  g_reserved.fetch_add(size, std::memory_order_relaxed);
+  std::byte* data = source_.Take(size);
+  if (data != nullptr) ++list.existing;
   return data;
 }
 
@@ -102,7 +104,7 @@ Status Cache::Allocate(int64_t bytes, Writer writer, StorageRef* storage) {
     Trim(0);
     data = TakeNew(size);
   }
-  if (data == nullptr) return Exhausted(bytes);
+  if (data == nullptr) return source_.Exhausted(bytes);
   try {
     *storage = StorageRef(new Storage(data, size, &Cache::Release, this));
   } catch (const std::bad_alloc&) {
@@ -110,7 +112,7 @@ Status Cache::Allocate(int64_t bytes, Writer writer, StorageRef* storage) {
     throw;
   }
   refs_.fetch_add(1, std::memory_order_relaxed);
-  CountAllocated(size);
+  source_.CountAllocated(size);
   return {};
 }
 
@@ -130,9 +132,9 @@ uint64_t Cache::WaitBeforeHostWrite(int64_t bytes) {
 
 void Cache::Release(void* context, Storage& storage) {
   Cache* cache = static_cast<Cache*>(context);
-  CountAllocated(-storage.bytes());
+  cache->source_.CountAllocated(-storage.bytes());
   cache->GiveBack(storage.data(), storage.bytes());
-  cache->Trim(kKeepBytes + g_allocated.load(std::memory_order_relaxed));
+  cache->Trim(kKeepBytes + cache->source_.stats().allocated);
   cache->Unref();
 }
 
@@ -143,8 +145,7 @@ void Cache::Trim(int64_t keep) {
     const int64_t size = it->first;
     it->second.existing -= std::erase_if(it->second.free, [&](const Block& block) {
       if (free_bytes_ <= keep || block.ticket > completed) return false;
-      FreeAligned(block.data);
-      g_reserved.fetch_sub(size, std::memory_order_relaxed);
+      source_.Give(block.data, size);
       free_bytes_ -= size;
       return true;
     });

@@ -8,21 +8,17 @@
 #include <utility>
 #include <vector>
 
+#include "core/memory_source.h"
 #include "core/progress.h"
 #include "core/status.h"
 #include "core/storage.h"
 
 namespace varlen {
 
-// Bytes of all caches of this process.
-struct MemoryStats {
-  int64_t allocated;  // held by storages somebody can still name
-  int64_t reserved;   // taken from the system
-  int64_t peak;       // highest `allocated` so far
-};
+// Bytes of all caches of host memory.
 MemoryStats GetMemoryStats();
 
-// Host memory of one stream, handed out in stream order: a block whose last owner has left serves
+// Memory of one stream, handed out in stream order: a block whose last owner has left serves
 // the next op at once, though ops before it still use it, because the stream runs them first.
 // Otherwise a program that runs ahead of its stream would hold every intermediate of every queued
 // op.
@@ -42,8 +38,8 @@ class Cache {
   // unused and equal tensors share blocks.
   static int64_t SizeClass(int64_t bytes);
 
-  static Cache* New(std::shared_ptr<const Progress> progress) {
-    return new Cache(std::move(progress));
+  static Cache* New(std::shared_ptr<const Progress> progress, MemorySource& source = HostMemory()) {
+    return new Cache(std::move(progress), source);
   }
   // The stream lets go; the cache lives until its last storage does.
   void Abandon() { Unref(); }
@@ -69,7 +65,8 @@ class Cache {
     size_t existing = 0;
   };
 
-  explicit Cache(std::shared_ptr<const Progress> progress) : progress_(std::move(progress)) {}
+  Cache(std::shared_ptr<const Progress> progress, MemorySource& source)
+      : progress_(std::move(progress)), source_(source) {}
   ~Cache();
   std::byte* TakeFree(int64_t size, Writer writer);
   std::byte* TakeNew(int64_t size);
@@ -78,6 +75,7 @@ class Cache {
   void Unref();
 
   const std::shared_ptr<const Progress> progress_;
+  MemorySource& source_;
   std::mutex mutex_;
   std::map<int64_t, SizeList> sizes_;  // by bytes of a block
   int64_t free_bytes_ = 0;

@@ -7,11 +7,14 @@
 #include <limits>
 #include <type_traits>
 
+#include "core/cuda/transfer.h"
 #include "core/dispatch.h"
 #include "core/parallel.h"
 
 namespace varlen {
 namespace {
+
+bool OnGpu(const Tensor& tensor) { return tensor.device.kind == DeviceKind::kCuda; }
 
 // Elements per piece: large enough to hide a hand-out, small enough that a cancelled copy stops
 // soon.
@@ -107,6 +110,7 @@ Status ForEachElement(const Tensor& src, const Body& body) {
 }  // namespace
 
 Status Run(const Copy& params) {
+  if (OnGpu(params.src) || OnGpu(params.dst)) return cuda::Run(params);
   if (params.src.dtype == params.dst.dtype) {
     return CopyOut(params.src, reinterpret_cast<std::byte*>(params.dst.storage->data()) +
                                    params.dst.offset * SizeOf(params.dst.dtype));
@@ -123,6 +127,7 @@ Status Run(const Copy& params) {
 }
 
 Status Run(const Accumulate& params) {
+  if (OnGpu(params.dst)) return cuda::Run(params);
   return DispatchDType<float, half, bfloat16>(params.src.dtype, "dtype", [&]<class From>() {
     return DispatchDType<float, half, bfloat16>(params.dst.dtype, "dtype", [&]<class To>() {
       To* to = params.dst.data<To>();

@@ -113,7 +113,6 @@ struct DeviceRowOrder {
         simt::Store(p.order + (counts ? position : total + row - position),
                     static_cast<int32_t>(row));
       }
-      simt::SyncThreads();
       for (int warp = 0; warp < kWarps; ++warp) before += simt::Load(partial + warp);
     }
   }

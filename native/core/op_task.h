@@ -98,12 +98,23 @@ class OpTask final : public Task {
     if (!status.ok()) Fail({std::move(status), Op::kName, ticket});
   }
 
- private:
-  void Fail(const Failure& failure) {
+  // A GPU tells late what went wrong, in the order of the stream: an input that failed meanwhile
+  // takes the outputs with it.
+  void Done(uint64_t, const Failure* lost) override {
+    FindFailure inputs;
+    op_.Visit(inputs);
+    if (inputs.failure != nullptr) return Fail(*inputs.failure);
+    if (lost != nullptr) Fail(*lost);
+  }
+
+  void Fail(const Failure& failure) override {
     ForEachOutput outputs{[&](Tensor& out) { out.storage->Fail(failure); }};
     op_.Visit(outputs);
   }
 
+  const char* name() const override { return Op::kName; }
+
+ private:
   Op op_;
 };
 

@@ -62,6 +62,10 @@ const char* CodeName(Code code) {
       return "ERR_VARLEN_UNSUPPORTED";
     case Code::kNoCuda:
       return "ERR_VARLEN_NO_CUDA";
+    case Code::kCuda:
+      return "ERR_VARLEN_CUDA";
+    case Code::kDeviceLost:
+      return "ERR_VARLEN_DEVICE_LOST";
     case Code::kCancelled:
       return "ABORT_ERR";
   }

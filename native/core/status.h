@@ -38,6 +38,8 @@ enum class Code : uint8_t {
   kDisposed,
   kUnsupported,
   kNoCuda,
+  kCuda,
+  kDeviceLost,
   kCancelled,
 };
 
@@ -49,7 +51,8 @@ struct [[nodiscard]] Status {
   Code code = Code::kOk;
   std::string argument;
   std::string message;
-  std::vector<std::pair<const char*, double>> details;  // e.g. requestedBytes
+  std::vector<std::pair<const char*, double>> details;          // e.g. requestedBytes
+  std::vector<std::pair<const char*, std::string>> texts = {};  // e.g. cudaError
 
   bool ok() const { return code == Code::kOk; }
 };

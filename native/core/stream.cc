@@ -1,6 +1,7 @@
 #include "core/stream.h"
 
 #include <chrono>
+#include <cstring>
 #include <new>
 #include <string>
 #include <system_error>
@@ -26,14 +27,20 @@ void Pause() {
 
 }  // namespace
 
+std::string NameOf(Device device) {
+  return device.kind == DeviceKind::kCpu ? "cpu" : "cuda:" + std::to_string(device.index);
+}
+
 Status Stream::Enqueue(std::unique_ptr<Task> task, uint64_t* ticket) {
+  if (Status status = CheckDevice(); !status.ok()) return status;
   const int64_t bytes = task->bytes;
   bool wake = false;
   {
     std::unique_lock<std::mutex> lock(mutex_);
+    // Tasks that a GPU has not done yet count as queued; the one that a CPU runs does not.
     const auto over_cap = [&] {
-      return queue_.size() >= kMaxQueuedTasks ||
-             (!queue_.empty() && queued_bytes_ + bytes > kMaxQueuedBytes);
+      const size_t waiting = queue_.size() + launched();
+      return waiting >= kMaxQueuedTasks || (waiting > 0 && queued_bytes_ + bytes > kMaxQueuedBytes);
     };
     if (over_cap()) {
       ++waiters_;
@@ -63,28 +70,24 @@ Status Stream::StartThread() {
   return {};
 }
 
-namespace {
-
 // Holds its stream until another one has passed a ticket.
 class WaitTask final : public Task {
  public:
-  WaitTask(const std::atomic<bool>& give_up, std::shared_ptr<Stream> other, uint64_t ticket)
-      : give_up_(give_up), other_(std::move(other)), ticket_(ticket) {}
+  WaitTask(Stream& own, std::shared_ptr<Stream> other, uint64_t ticket)
+      : own_(own), other_(std::move(other)), ticket_(ticket) {}
 
-  void Run(uint64_t) override { other_->WaitFor(ticket_, &give_up_); }
+  void Run(uint64_t) override { own_.WaitOn(*other_, ticket_); }
 
  private:
-  const std::atomic<bool>& give_up_;  // of the stream that runs this
+  Stream& own_;  // runs this
   std::shared_ptr<Stream> other_;
   uint64_t ticket_;
 };
 
-}  // namespace
-
 Status Stream::After(const std::shared_ptr<Stream>& other, uint64_t ticket) {
   if (other.get() == this || other->completed() >= ticket) return {};
   uint64_t own = 0;
-  return Enqueue(std::make_unique<WaitTask>(closed_, other, ticket), &own);
+  return Enqueue(std::make_unique<WaitTask>(*this, other, ticket), &own);
 }
 
 Status Stream::Use(Storage& storage) {
@@ -97,27 +100,55 @@ void Stream::Serve() {
   const CancelScope cancel(&closed_);
   std::unique_lock<std::mutex> lock(mutex_);
   while (std::unique_ptr<Task> task = Next(lock)) {
-    const int64_t bytes = task->bytes;
-    const uint64_t ticket = completed() + 1;
-    touching_environment_ = task->touches_environment();
+    const uint64_t ticket = ++taken_;
     lock.unlock();
-    task->Run(ticket);
-    task.reset();
+    Execute(std::move(task), ticket);
     lock.lock();
-    touching_environment_ = false;
-    queued_bytes_ -= bytes;
-    progress_->completed.store(ticket, std::memory_order_release);
-    if (waiters_ > 0) done_.notify_all();
   }
+  lock.unlock();
+  Flush();
+}
+
+void Stream::Execute(std::unique_ptr<Task> task, uint64_t ticket) {
+  const int64_t bytes = task->bytes;
+  const bool touches = task->touches_environment();
+  if (!touches || EnterEnvironment()) {
+    task->Run(ticket);
+    task->Done(ticket, nullptr);
+  }
+  task.reset();
+  if (touches) LeaveEnvironment();
+  Complete(ticket, bytes);
+}
+
+bool Stream::EnterEnvironment() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (closed_.load()) return false;
+  touching_environment_ = true;
+  return true;
+}
+
+void Stream::LeaveEnvironment() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  touching_environment_ = false;
+  if (waiters_ > 0) done_.notify_all();
+}
+
+void Stream::Complete(uint64_t ticket, int64_t bytes) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  queued_bytes_ -= bytes;
+  progress_->completed.store(ticket, std::memory_order_release);
+  if (waiters_ > 0) done_.notify_all();
 }
 
 // The next task, or none when the thread ends.
 std::unique_ptr<Task> Stream::Next(std::unique_lock<std::mutex>& lock) {
   if (queue_.empty() && !closed_.load() && !finishing_) {
+    const uint64_t taken = taken_;
     lock.unlock();
-    const uint64_t completed = this->completed();
+    Flush();
     const auto end = std::chrono::steady_clock::now() + kSpin;
-    while (enqueued() == completed && !closed_.load() && std::chrono::steady_clock::now() < end) {
+    while (enqueued() == taken && !closed_.load() && std::chrono::steady_clock::now() < end) {
       Pause();
     }
     lock.lock();
@@ -160,14 +191,23 @@ Status Stream::Allocate(int64_t bytes, Cache::Writer writer, StorageRef* storage
   }
   Status status = cache_->Allocate(bytes, writer, storage);
   if (!status.ok()) {
-    WaitFor(enqueued());  // queued ops may hold the last references to what could be freed
-    Trim();
+    Reclaim();
     status = cache_->Allocate(bytes, writer, storage);
   }
   // Ops before this call may still use the block: another stream must not touch it before them.
   const uint64_t since = writer == Cache::Writer::kStream ? enqueued() : 0;
   if (status.ok()) (*storage)->WrittenBy(shared_from_this(), since);
   return status;
+}
+
+void Stream::Reclaim() {
+  WaitFor(enqueued());  // queued ops may hold the last references to what could be freed
+  Trim();
+}
+
+Status Stream::Fill(const Tensor& tensor, const void* source, int64_t bytes) {
+  std::memcpy(tensor.address(), source, static_cast<size_t>(bytes));
+  return {};
 }
 
 void Stream::Finish() {

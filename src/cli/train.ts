@@ -36,6 +36,10 @@ export const usage: Usage = {
       '--task NAME',
       'knights-and-knaves (default), countdown, or a file of { "prompt", "response" | "answer" }',
     ],
+    [
+      '--model DIR',
+      'a Hugging Face checkpoint to begin with, such as the model/ of another run; default: random weights',
+    ],
     ['--out DIR', 'default varlen-run'],
     ['--resume', "go on from --out's checkpoint"],
     ['--compare A,B', `RL once per aggregation, from the same SFT: ${AGGREGATIONS.join(', ')}`],
@@ -54,7 +58,10 @@ export const usage: Usage = {
       `penalty on the KL to the policy after SFT; default 0, k3; ${KL_KINDS.join(', ')}`,
     ],
     ['--reweight X', 'Advantage Reweighting, 0 to 1; published 0.3, default 0: off'],
-    ['--lopti X', 'two steps per update, tokens less likely than X first; published 0.5, default 0: off'],
+    [
+      '--lopti X',
+      'two steps per update, tokens less likely than X first (--lopti=-X: last); published 0.5, default 0: off',
+    ],
     [
       '--partial-rollouts',
       'an update takes the first complete rollouts, the others go on under the next policy',
@@ -78,6 +85,7 @@ const text = { type: 'string' } as const;
 const flag = { type: 'boolean' } as const;
 const FLAGS = {
   task: text,
+  model: text,
   out: text,
   resume: flag,
   compare: text,
@@ -201,10 +209,12 @@ interface Call {
   readonly json: boolean;
   readonly signal: AbortSignal | undefined;
   readonly group: ProcessGroup | undefined;
+  /** Folder to begin with. */
+  readonly model: string | undefined;
 }
 
 async function show(call: Call, recipe: TrainRecipe, out: string, weights?: string): Promise<TrainResult> {
-  const { task, device, resume, json, signal, group } = call;
+  const { task, device, resume, json, signal, group, model } = call;
   const progress = new Progress(process.stderr, { sft: recipe.sft.steps, rl: recipe.rl.steps });
   const onRecord = (record: TrainRecord): void => {
     if (json) process.stdout.write(`${JSON.stringify(record)}\n`);
@@ -221,6 +231,7 @@ async function show(call: Call, recipe: TrainRecipe, out: string, weights?: stri
       ...(signal === undefined ? {} : { signal }),
       ...(group === undefined ? {} : { group }),
       ...(weights === undefined ? {} : { weights }),
+      ...(model === undefined ? {} : { model }),
     });
   } finally {
     progress.end();
@@ -287,6 +298,7 @@ export async function main(argv: readonly string[], signal?: AbortSignal): Promi
     json: values.json === true,
     signal,
     group,
+    model: values.model as string | undefined,
   };
   let runs: ReportedRun[];
   let interrupted: boolean;

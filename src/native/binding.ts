@@ -113,6 +113,7 @@ interface Addon {
   slice(): number;
   release(): number;
   convert(): number;
+  transfer(): number;
   accumulate(): number;
   assign(): number;
   read(target: TypedArray): number;
@@ -384,6 +385,15 @@ export function convert(handle: number, dtype: DType, stream: number = WRITER_ST
   return takeTensor();
 }
 
+/** A contiguous copy on another device, whose `stream` is. */
+export function transfer(handle: number, stream: number): NativeTensor {
+  const { addon, args } = binding();
+  args[0] = stream;
+  args[1] = handle;
+  check(addon.transfer());
+  return takeTensor();
+}
+
 /** `target += source`, on the stream that wrote the target. */
 export function accumulate(target: number, source: number): void {
   const { addon, args } = binding();
@@ -422,11 +432,27 @@ export function readSync<T extends TypedArray>(handle: number, target: T): T {
   return target;
 }
 
-/** Bytes of all streams of the process, and this environment's tensors. */
-export function memory(): { allocated: number; reserved: number; peak: number; liveTensors: number } {
-  const { addon, result } = binding();
-  addon.memory();
-  return { allocated: result[0], reserved: result[1], peak: result[2], liveTensors: result[3] };
+/** A device as the native side numbers them: the CPU is -1. */
+export const CPU = -1;
+
+/** Bytes of all streams of a device, and this environment's tensors. */
+export function memory(device: number = CPU): {
+  allocated: number;
+  reserved: number;
+  peak: number;
+  liveTensors: number;
+  pinned: number;
+} {
+  const { addon, args, result } = binding();
+  args[0] = device;
+  check(addon.memory());
+  return {
+    allocated: result[0],
+    reserved: result[1],
+    peak: result[2],
+    liveTensors: result[3],
+    pinned: result[5],
+  };
 }
 
 /** The instruction set in use and the state of CUDA. */
@@ -460,7 +486,7 @@ function notify(stream: number, event: number, handle: number): Promise<void> {
 
 /** Streams and events, as the small numbers the native side knows them by. */
 export const streams: {
-  open(): number;
+  open(device?: number): number;
   dispose(stream: number): void;
   record(stream: number): number;
   wait(stream: number, event: number): void;
@@ -469,8 +495,9 @@ export const streams: {
   eventTimeMs(event: number): number;
   releaseEvent(event: number): void;
 } = {
-  open() {
-    const { addon, result } = binding();
+  open(device = CPU) {
+    const { addon, args, result } = binding();
+    args[0] = device;
     check(addon.newStream());
     return result[0];
   },

@@ -36,6 +36,7 @@ export type {
   KlConfig,
   KlKind,
   PolicyLossConfig,
+  PolicyLossTerms,
   RatioConfig,
   RatioLevel,
   RolloutCorrection,

@@ -13,8 +13,8 @@ export type RatioLevel = 'none' | 'token' | 'sequence' | 'sequence-token';
  * sequence's active tokens (GSPO). `sequence-token`: that value, with the derivative of a token's own
  * ratio (GSPO-token); the mean is then held below 10.
  */
-export interface RatioConfig {
-  readonly level: RatioLevel;
+export interface RatioConfig<Level extends RatioLevel = RatioLevel> {
+  readonly level: Level;
   /** Bound on the log ratio of a token; its derivative is 0 outside. Default 20. */
   readonly logClamp?: number;
   /** The old policy is the current one: ratio 1, derivative kept, no `oldLogprobs`. Default false. */
@@ -30,7 +30,8 @@ export interface RatioConfig {
  */
 export type ClipRule =
   | { readonly kind: 'none' }
-  | { readonly kind: 'ppo' | 'gmpo'; readonly clipLow: number; readonly clipHigh: number }
+  | { readonly kind: 'ppo'; readonly clipLow: number; readonly clipHigh: number }
+  | { readonly kind: 'gmpo'; readonly clipLow: number; readonly clipHigh: number }
   | {
       readonly kind: 'dual';
       readonly clipLow: number;
@@ -115,14 +116,11 @@ export type RolloutCorrection =
     }
   | { readonly mode: 'bypass' };
 
-/** Which policy loss. A plain object; every field is independent of the aggregation, which the plan holds. */
-export interface PolicyLossConfig {
-  readonly ratio: RatioConfig;
-  readonly clip: ClipRule;
+/** What a policy loss adds to its surrogate. */
+export interface PolicyLossTerms {
   readonly kl?: KlConfig;
   /** Bonus on the entropy; needs logits or hidden states. */
   readonly entropy?: { readonly coef: number };
-  readonly rolloutCorrection?: RolloutCorrection;
   /**
    * Active tokens with a value or a loss that is not finite: reading a result rejects with their number and
    * the first index, they count for nothing (denominators stay), or they spread. Default `'throw'`.
@@ -130,6 +128,43 @@ export interface PolicyLossConfig {
   readonly nonFinite?: 'throw' | 'drop' | 'propagate';
   /** Accept log-probabilities above 1e-4. Default false. */
   readonly allowPositive?: boolean;
+}
+
+interface LevelAndRule<Level extends RatioLevel, Kind extends ClipRule['kind']> extends PolicyLossTerms {
+  readonly ratio: RatioConfig<Level>;
+  readonly clip: Extract<ClipRule, { readonly kind: Kind }>;
+  readonly rolloutCorrection?: Exclude<RolloutCorrection, { readonly mode: 'bypass' }>;
+}
+
+/** With an old policy, which a rollout may replace. */
+interface OffPolicy<Level extends RatioLevel, Kind extends ClipRule['kind']> extends PolicyLossTerms {
+  readonly ratio: RatioConfig<Level> & { readonly onPolicy?: false };
+  readonly clip: Extract<ClipRule, { readonly kind: Kind }>;
+  readonly rolloutCorrection?: RolloutCorrection;
+}
+
+type Legal<Level extends RatioLevel, Kind extends ClipRule['kind']> =
+  | LevelAndRule<Level, Kind>
+  | OffPolicy<Level, Kind>;
+
+/**
+ * Which policy loss. A plain object; every field is independent of the aggregation, which the plan holds.
+ *
+ * A level with a rule that does not go with it does not compile, and throws `ERR_VARLEN_INCOMPATIBLE`. Of a
+ * level that is known at compile time, `PolicyLossConfig<'token'>`, any rule of that level may be put in.
+ */
+export type PolicyLossConfig<Level extends RatioLevel = RatioLevel> =
+  | Legal<Level, 'none'>
+  | Legal<Level & ('token' | 'sequence' | 'sequence-token'), 'ppo' | 'dual' | 'two-sided'>
+  | Legal<Level & ('token' | 'sequence-token'), 'cispo' | 'sapo' | 'dppo-tv' | 'dppo-kl'>
+  | Legal<Level & ('token' | 'sequence'), 'gmpo'>
+  | Legal<Level & 'token', 'vespo' | 'dro'>;
+
+/** A configuration before it is known to be a legal one. */
+export interface UncheckedLossConfig extends PolicyLossTerms {
+  readonly ratio: RatioConfig;
+  readonly clip: ClipRule;
+  readonly rolloutCorrection?: RolloutCorrection;
 }
 
 // Numbers of the native side: native/core/loss/config.h has the same lists.
@@ -339,7 +374,7 @@ function readClip(op: string, clip: ClipRule, native: NativeLossConfig): void {
   }
 }
 
-/** Levels that go with a rule; those that are absent go with all but `none`. */
+/** Levels that go with a rule, as `PolicyLossConfig` has them; those that are absent go with all but `none`. */
 const LEVELS_OF_CLIP: Readonly<Partial<Record<ClipRule['kind'], readonly RatioLevel[]>>> = {
   none: LEVELS,
   cispo: ['token', 'sequence-token'],
@@ -422,7 +457,7 @@ const CONFIG_KEYS = ['ratio', 'clip', 'kl', 'entropy', 'rolloutCorrection', 'non
  *
  * @throws `ERR_VARLEN_TYPE`, `ERR_VARLEN_OPTION`, `ERR_VARLEN_RANGE`, `ERR_VARLEN_INCOMPATIBLE`
  */
-export function readPolicyLossConfig(op: string, config: PolicyLossConfig): NativeLossConfig {
+export function readPolicyLossConfig(op: string, config: UncheckedLossConfig): NativeLossConfig {
   checkObject(op, 'config', config);
   checkKeys(op, '', config, CONFIG_KEYS);
   const native: NativeLossConfig = {

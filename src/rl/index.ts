@@ -7,6 +7,7 @@ export {
   type PolicyLossConfig,
   type PolicyLossStats,
   type PolicyLossSums,
+  type PolicyLossTerms,
   type RatioConfig,
   type RatioLevel,
   type ResponseBatch,

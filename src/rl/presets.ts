@@ -7,12 +7,15 @@ import type { AdvantageOptions } from './advantages/options.js';
 import { checkNumber, checkWord } from './check-arrays.js';
 import type { Aggregation } from './plan/aggregation.js';
 
-/** What a recipe chooses: one value for each of the three calls of a step. Change a field by spreading. */
-export interface Recipe {
+/**
+ * What a recipe chooses: one value for each of the three calls of a step. Change a field by spreading; another
+ * rule must be one of the recipe's level.
+ */
+export interface Recipe<Level extends RatioLevel = RatioLevel> {
   /** For `planAggregation`. */
   readonly aggregation: Aggregation;
   /** For `policyLoss`. */
-  readonly config: PolicyLossConfig;
+  readonly config: PolicyLossConfig<Level>;
   /** For `estimateAdvantages`. */
   readonly advantages: AdvantageOptions;
 }
@@ -54,20 +57,25 @@ function constant(op: string, normConstant: unknown): number {
   return normConstant;
 }
 
-function config(op: string, level: RatioLevel, clip: ClipRule, options: PenaltyOptions): PolicyLossConfig {
-  return { ratio: { level }, clip, ...penalty(op, options) };
+function config<Level extends RatioLevel>(
+  op: string,
+  chosen: PolicyLossConfig<Level>,
+  options: PenaltyOptions,
+): PolicyLossConfig<Level> {
+  return { ...chosen, ...penalty(op, options) };
 }
 
 /** PPO's clip at a level, with a recipe's own bounds. */
-function clipped(
+function clipped<Level extends Exclude<RatioLevel, 'none'>>(
   op: string,
-  level: RatioLevel,
+  level: Level,
   options: ClipOptions,
   low: number,
   high: number,
-): PolicyLossConfig {
+): PolicyLossConfig<Level> {
   const [clipLow, clipHigh] = bounds(op, options, low, high);
-  return config(op, level, { kind: 'ppo', clipLow, clipHigh }, options);
+  const chosen = { ratio: { level }, clip: { kind: 'ppo', clipLow, clipHigh } } as const;
+  return config(op, chosen as PolicyLossConfig<Level>, options);
 }
 
 const CLIP = ['clipLow', 'clipHigh', 'klCoef'] as const;
@@ -76,7 +84,7 @@ const NORM = ['normConstant', ...CLIP] as const;
 const GRPO = { estimator: 'grpo' } as const;
 
 /** GRPO (Shao et al. 2024): sample mean, clip 0.2 / 0.2. */
-function grpo(options: ClipOptions = {}): Recipe {
+function grpo(options: ClipOptions = {}): Recipe<'token'> {
   const op = 'presets.grpo';
   const read = readOptions(op, options, CLIP);
   const aggregation = { mode: 'seq-mean-token-mean' } as const;
@@ -84,7 +92,7 @@ function grpo(options: ClipOptions = {}): Recipe {
 }
 
 /** Dr. GRPO (Liu et al. 2025): no length and no deviation in any denominator, clip 0.2 / 0.2. */
-function drGrpo(options: NormOptions): Recipe {
+function drGrpo(options: NormOptions): Recipe<'token'> {
   const op = 'presets.drGrpo';
   const read = readOptions(op, options, NORM);
   return {
@@ -95,7 +103,7 @@ function drGrpo(options: NormOptions): Recipe {
 }
 
 /** DAPO (Yu et al. 2025) as implemented: token mean, clip-higher 0.2 / 0.28. */
-function dapo(options: ClipOptions = {}): Recipe {
+function dapo(options: ClipOptions = {}): Recipe<'token'> {
   const op = 'presets.dapo';
   const read = readOptions(op, options, CLIP);
   return {
@@ -106,23 +114,29 @@ function dapo(options: ClipOptions = {}): Recipe {
 }
 
 /** GSPO (Zheng et al. 2025): the geometric mean ratio of the answer, clip 3e-4 / 4e-4; or GSPO-token. */
-function gspo(options: ClipOptions & { readonly level?: 'sequence' | 'sequence-token' } = {}): Recipe {
+function gspo<Level extends 'sequence' | 'sequence-token' = 'sequence'>(
+  options: ClipOptions & { readonly level?: Level } = {},
+): Recipe<Level> {
   const op = 'presets.gspo';
   const read = readOptions(op, options, ['level', ...CLIP]);
-  const { level = 'sequence' } = read;
+  const level = read.level ?? ('sequence' as Level);
   checkWord(op, 'level', level, ['sequence', 'sequence-token']);
   const aggregation = { mode: 'seq-mean-token-mean' } as const;
   return { aggregation, config: clipped(op, level, read, 3e-4, 4e-4), advantages: GRPO };
 }
 
 /** GMPO (Zhao et al. 2025): geometric mean of clipped ratios, log ratio within 0.4. */
-function gmpo(options: ClipOptions = {}): Recipe {
+function gmpo(options: ClipOptions = {}): Recipe<'sequence'> {
   const op = 'presets.gmpo';
   const read = readOptions(op, options, CLIP);
   const [clipLow, clipHigh] = bounds(op, read, 0.4, 0.4);
   return {
     aggregation: { mode: 'seq-mean-token-mean' },
-    config: config(op, 'sequence', { kind: 'gmpo', clipLow, clipHigh }, read),
+    config: config<'sequence'>(
+      op,
+      { ratio: { level: 'sequence' }, clip: { kind: 'gmpo', clipLow, clipHigh } },
+      read,
+    ),
     advantages: GRPO,
   };
 }
@@ -130,7 +144,7 @@ function gmpo(options: ClipOptions = {}): Recipe {
 /** SAPO (Gao et al. 2025): a soft gate in place of the clip, temperatures 1 / 1.05. */
 function sapo(
   options: PenaltyOptions & { readonly tauPositive?: number; readonly tauNegative?: number } = {},
-): Recipe {
+): Recipe<'token'> {
   const op = 'presets.sapo';
   const read = readOptions(op, options, ['tauPositive', 'tauNegative', 'klCoef']);
   const { tauPositive = 1, tauNegative = 1.05 } = read;
@@ -138,13 +152,19 @@ function sapo(
   checkNumber(op, 'tauNegative', tauNegative, { above: 0 });
   return {
     aggregation: { mode: 'seq-mean-token-mean' },
-    config: config(op, 'token', { kind: 'sapo', tauPositive, tauNegative }, read),
+    config: config<'token'>(
+      op,
+      { ratio: { level: 'token' }, clip: { kind: 'sapo', tauPositive, tauNegative } },
+      read,
+    ),
     advantages: GRPO,
   };
 }
 
 /** CISPO (MiniMax 2025): clipped ratio as a constant weight, absolute bounds 0 / 1.28, token mean. */
-function cispo(options: PenaltyOptions & { readonly low?: number; readonly high?: number } = {}): Recipe {
+function cispo(
+  options: PenaltyOptions & { readonly low?: number; readonly high?: number } = {},
+): Recipe<'token'> {
   const op = 'presets.cispo';
   const read = readOptions(op, options, ['low', 'high', 'klCoef']);
   const { low = 0, high = 1.28 } = read;
@@ -152,18 +172,18 @@ function cispo(options: PenaltyOptions & { readonly low?: number; readonly high?
   checkNumber(op, 'high', high, { min: low });
   return {
     aggregation: { mode: 'token-mean' },
-    config: config(op, 'token', { kind: 'cispo', low, high }, read),
+    config: config<'token'>(op, { ratio: { level: 'token' }, clip: { kind: 'cispo', low, high } }, read),
     advantages: GRPO,
   };
 }
 
 /** RLOO (Ahmadian et al. 2024): REINFORCE on whole answers with the others' mean as baseline. */
-function rloo(options: PenaltyOptions = {}): Recipe {
+function rloo(options: PenaltyOptions = {}): Recipe<'none'> {
   const op = 'presets.rloo';
   const read = readOptions(op, options, ['klCoef']);
   return {
     aggregation: { mode: 'seq-mean-token-sum' },
-    config: config(op, 'none', { kind: 'none' }, read),
+    config: config<'none'>(op, { ratio: { level: 'none' }, clip: { kind: 'none' } }, read),
     advantages: { estimator: 'rloo' },
   };
 }
@@ -171,7 +191,7 @@ function rloo(options: PenaltyOptions = {}): Recipe {
 /** REINFORCE++ (Hu et al. 2025): whitened returns, token mean, clip 0.2 / 0.2; `baseline` subtracts the group's mean. */
 function reinforcePlusPlus(
   options: ClipOptions & { readonly baseline?: boolean; readonly gamma?: number } = {},
-): Recipe {
+): Recipe<'token'> {
   const op = 'presets.reinforcePlusPlus';
   const read = readOptions(op, options, ['baseline', 'gamma', ...CLIP]);
   const { baseline = false, gamma = 1 } = read;
@@ -188,7 +208,7 @@ function reinforcePlusPlus(
 }
 
 /** Delta-L Normalization (He et al. 2025): weights `L^-alpha`, alpha 0.75, clip 0.2 / 0.3, as published. */
-function deltaL(options: NormOptions & { readonly alpha?: number }): Recipe {
+function deltaL(options: NormOptions & { readonly alpha?: number }): Recipe<'token'> {
   const op = 'presets.deltaL';
   const read = readOptions(op, options, ['alpha', ...NORM]);
   const { alpha = 0.75 } = read;
@@ -201,7 +221,7 @@ function deltaL(options: NormOptions & { readonly alpha?: number }): Recipe {
 }
 
 /** LUSPO: GSPO's ratio with a sum over tokens, so that an answer's weight does not shrink with its length. */
-function luspo(options: ClipOptions = {}): Recipe {
+function luspo(options: ClipOptions = {}): Recipe<'sequence'> {
   const op = 'presets.luspo';
   const read = readOptions(op, options, CLIP);
   return {
@@ -212,12 +232,18 @@ function luspo(options: ClipOptions = {}): Recipe {
 }
 
 /** VESPO: a smooth weight of the answer's whole ratio in place of a clip, token mean. */
-function vespo(options: PenaltyOptions & Omit<Extract<ClipRule, { kind: 'vespo' }>, 'kind'> = {}): Recipe {
+function vespo(
+  options: PenaltyOptions & Omit<Extract<ClipRule, { kind: 'vespo' }>, 'kind'> = {},
+): Recipe<'token'> {
   const op = 'presets.vespo';
   const { klCoef, ...shape } = readOptions(op, options, ['positive', 'negative', 'klCoef']);
   return {
     aggregation: { mode: 'token-mean' },
-    config: config(op, 'token', { kind: 'vespo', ...shape }, klCoef === undefined ? {} : { klCoef }),
+    config: config<'token'>(
+      op,
+      { ratio: { level: 'token' }, clip: { kind: 'vespo', ...shape } },
+      klCoef === undefined ? {} : { klCoef },
+    ),
     advantages: GRPO,
   };
 }
@@ -230,7 +256,7 @@ function dppo(
     readonly deltaHigh?: number;
     readonly cap?: number;
   } = {},
-): Recipe {
+): Recipe<'token'> {
   const op = 'presets.dppo';
   const read = readOptions(op, options, ['divergence', 'deltaLow', 'deltaHigh', 'cap', 'klCoef']);
   const { divergence = 'tv', cap = 20 } = read;
@@ -242,7 +268,11 @@ function dppo(
   checkNumber(op, 'cap', cap, { above: 0 });
   return {
     aggregation: { mode: 'token-mean' },
-    config: config(op, 'token', { kind: `dppo-${divergence}`, deltaLow, deltaHigh, cap }, read),
+    config: config<'token'>(
+      op,
+      { ratio: { level: 'token' }, clip: { kind: `dppo-${divergence}`, deltaLow, deltaHigh, cap } },
+      read,
+    ),
     advantages: GRPO,
   };
 }
@@ -259,22 +289,28 @@ function dppo(
  * const plan = planAggregation({ lengths }, { aggregation });
  */
 export const presets: {
-  readonly grpo: (options?: ClipOptions) => Recipe;
-  readonly drGrpo: (options: NormOptions) => Recipe;
-  readonly dapo: (options?: ClipOptions) => Recipe;
-  readonly gspo: (options?: ClipOptions & { readonly level?: 'sequence' | 'sequence-token' }) => Recipe;
-  readonly gmpo: (options?: ClipOptions) => Recipe;
+  readonly grpo: (options?: ClipOptions) => Recipe<'token'>;
+  readonly drGrpo: (options: NormOptions) => Recipe<'token'>;
+  readonly dapo: (options?: ClipOptions) => Recipe<'token'>;
+  readonly gspo: <Level extends 'sequence' | 'sequence-token' = 'sequence'>(
+    options?: ClipOptions & { readonly level?: Level },
+  ) => Recipe<Level>;
+  readonly gmpo: (options?: ClipOptions) => Recipe<'sequence'>;
   readonly sapo: (
     options?: PenaltyOptions & { readonly tauPositive?: number; readonly tauNegative?: number },
-  ) => Recipe;
-  readonly cispo: (options?: PenaltyOptions & { readonly low?: number; readonly high?: number }) => Recipe;
-  readonly rloo: (options?: PenaltyOptions) => Recipe;
+  ) => Recipe<'token'>;
+  readonly cispo: (
+    options?: PenaltyOptions & { readonly low?: number; readonly high?: number },
+  ) => Recipe<'token'>;
+  readonly rloo: (options?: PenaltyOptions) => Recipe<'none'>;
   readonly reinforcePlusPlus: (
     options?: ClipOptions & { readonly baseline?: boolean; readonly gamma?: number },
-  ) => Recipe;
-  readonly deltaL: (options: NormOptions & { readonly alpha?: number }) => Recipe;
-  readonly luspo: (options?: ClipOptions) => Recipe;
-  readonly vespo: (options?: PenaltyOptions & Omit<Extract<ClipRule, { kind: 'vespo' }>, 'kind'>) => Recipe;
+  ) => Recipe<'token'>;
+  readonly deltaL: (options: NormOptions & { readonly alpha?: number }) => Recipe<'token'>;
+  readonly luspo: (options?: ClipOptions) => Recipe<'sequence'>;
+  readonly vespo: (
+    options?: PenaltyOptions & Omit<Extract<ClipRule, { kind: 'vespo' }>, 'kind'>,
+  ) => Recipe<'token'>;
   readonly dppo: (
     options?: PenaltyOptions & {
       readonly divergence?: 'tv' | 'kl';
@@ -282,7 +318,7 @@ export const presets: {
       readonly deltaHigh?: number;
       readonly cap?: number;
     },
-  ) => Recipe;
+  ) => Recipe<'token'>;
 } = Object.freeze({
   grpo,
   drGrpo,

@@ -119,16 +119,22 @@ export function setNumThreads(count: number): void {
 /** Where a tensor lives. */
 export type DeviceKind = 'cpu' | 'cuda';
 
-/** A device, or the word for it. `'auto'` is CUDA when it can be used, else the CPU. */
+/**
+ * A device, or the word for it. `'auto'` is the CPU for as long as some ops have no CUDA kernel: a program
+ * that never named a GPU must not stop at the first of them. `'cuda'` is for those that have.
+ */
 export type DeviceLike = Device | 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
 
 let warnedOfFallback = false;
 
 /** A silent CPU fallback on a GPU machine is the most expensive surprise there is; one warning is not. */
 function warnOfFallback(status: CudaStatus): void {
-  if (warnedOfFallback || status.available || !existsSync('/dev/nvidiactl')) return;
+  if (warnedOfFallback || !existsSync('/dev/nvidiactl')) return;
   warnedOfFallback = true;
-  process.emitWarning(`varlen runs on the CPU although this machine has an NVIDIA GPU: ${status.reason}`, {
+  const reason = status.available
+    ? "device 'auto' does not choose it before every op has a CUDA kernel; device 'cuda' does"
+    : status.reason;
+  process.emitWarning(`varlen runs on the CPU although this machine has an NVIDIA GPU: ${reason}`, {
     code: 'VARLEN_CPU_FALLBACK',
   });
 }
@@ -204,9 +210,7 @@ export class Device {
       throw wrongType('Device.resolve', 'device', device, 'a Device or a string');
     if (device === 'cpu') return Device.cpu();
     if (device === 'auto') {
-      const status = cudaStatus(info());
-      if (status.available) return Device.of('cuda', 0);
-      warnOfFallback(status);
+      warnOfFallback(cudaStatus(info()));
       return Device.cpu();
     }
     const match = /^cuda(?::(0|[1-9]\d{0,3}))?$/.exec(device);

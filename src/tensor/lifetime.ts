@@ -1,5 +1,6 @@
 import { wrongType } from '../check.js';
-import { memory, release } from '../native/binding.js';
+import { CPU, memory, release } from '../native/binding.js';
+import { Device, type DeviceLike } from './device.js';
 
 /** Who frees a tensor: its owner, the scope it was made in, or, late and with a warning, the collector. */
 
@@ -35,7 +36,7 @@ const forgotten = new FinalizationRegistry<Forgotten>((held) => {
 export interface MemoryStats {
   /** Held by tensors that can still be named, over all environments of the process. */
   readonly allocated: number;
-  /** Taken from the system. */
+  /** Taken from the system, or from the GPU. */
   readonly reserved: number;
   /** The highest `allocated` so far. */
   readonly peak: number;
@@ -43,11 +44,14 @@ export interface MemoryStats {
   readonly liveTensors: number;
   /** Tensors of this environment that only the garbage collector freed. */
   readonly leakedByGc: number;
+  /** Page-locked host memory on the way to and from a GPU; 0 on the CPU. */
+  readonly pinned: number;
 }
 
-/** Memory in use on the CPU. */
-export function memoryStats(): MemoryStats {
-  return Object.freeze({ ...memory(), leakedByGc });
+/** Memory in use on `device`, by default on the CPU. */
+export function memoryStats(device: DeviceLike = 'cpu'): MemoryStats {
+  const { kind, index } = Device.resolve(device);
+  return Object.freeze({ ...memory(kind === 'cpu' ? CPU : index), leakedByGc });
 }
 
 /** Something a scope can free. */

@@ -1,7 +1,12 @@
 import { wrongType } from '../check.js';
 import { varlenError } from '../errors.js';
-import { streams } from '../native/binding.js';
+import { CPU, streams } from '../native/binding.js';
 import { Device, type DeviceLike } from './device.js';
+
+/** As the native side numbers devices. */
+function numberOf(device: Device): number {
+  return device.kind === 'cpu' ? CPU : device.index;
+}
 
 const ownStreams = new Map<Device, Stream>();
 const forgottenStreams = new FinalizationRegistry<number>((id) => streams.dispose(id));
@@ -55,13 +60,17 @@ function checkEvent(op: string, argument: string, value: unknown): void {
  */
 export class Stream implements Disposable {
   readonly device: Device;
-  /** The number by which the native side knows it; 0 is a device's own stream. */
+  /** The number by which the native side knows it; 0 is the CPU's own stream. */
   private id: number | undefined;
+  private readonly own: boolean = false;
 
-  /** A new stream. On the CPU it has a thread of its own; the pool that does the work is shared. */
+  /**
+   * A new stream. It has a thread of its own; on the CPU the pool that does the work is shared, on a GPU
+   * that thread launches the kernels.
+   */
   constructor(device: DeviceLike = 'auto') {
     this.device = Device.resolve(device);
-    this.id = streams.open();
+    this.id = streams.open(numberOf(this.device));
     forgottenStreams.register(this, this.id, this);
   }
 
@@ -70,8 +79,9 @@ export class Stream implements Disposable {
     const resolved = Device.resolve(device);
     const known = ownStreams.get(resolved);
     if (known !== undefined) return known;
-    // Not through the constructor: the native side has this one already.
-    const own: Stream = Object.assign(Object.create(Stream.prototype), { device: resolved, id: 0 });
+    // Not through the constructor: the native side has the CPU's already, and these are never given back.
+    const id = resolved.kind === 'cpu' ? 0 : streams.open(resolved.index);
+    const own: Stream = Object.assign(Object.create(Stream.prototype), { device: resolved, id, own: true });
     ownStreams.set(resolved, own);
     return own;
   }
@@ -105,7 +115,7 @@ export class Stream implements Disposable {
 
   /** Lets go of the stream; what is enqueued still runs. Twice is once. */
   dispose(): void {
-    if (this.id === undefined || this.id === 0) return;
+    if (this.id === undefined || this.own) return;
     forgottenStreams.unregister(this);
     streams.dispose(this.id);
     this.id = undefined;

@@ -62,6 +62,13 @@ function readShape(op: string, shape: unknown): number[] {
   });
 }
 
+function unsupported(op: string, feature: string): VarlenError {
+  return varlenError('ERR_VARLEN_UNSUPPORTED', `${op}: ${feature} is not part of this release`, {
+    op,
+    feature,
+  });
+}
+
 function sizeOf(shape: readonly number[]): number {
   return shape.reduce((product, size) => product * size, 1);
 }
@@ -311,32 +318,38 @@ export class Tensor extends native.HandleOwner implements Disposable {
    * A contiguous copy on another device or in another element type. Rounds to nearest even; floats
    * become integers towards zero, NaN 0, and the nearest bound where they do not fit. With nothing to
    * change it is a second name for the same memory; either way the result is a tensor of its own to
-   * dispose. Runs on `stream`, by default on the one that wrote this tensor.
+   * dispose. Runs on `stream`, by default on the one that wrote this tensor, or on the own stream of the
+   * other device.
+   *
+   * @throws `ERR_VARLEN_NO_CUDA`, `ERR_VARLEN_DEVICE_INDEX`, `ERR_VARLEN_OUT_OF_MEMORY`,
+   *   `ERR_VARLEN_UNSUPPORTED` (from one GPU to another)
    */
   to(target: DeviceLike | DType, options?: { stream?: Stream }): Tensor {
     const op = 'Tensor.to';
     const handle = this.#live(op);
     const { stream } = readOptions(op, options, ['stream']);
-    const id = stream === undefined ? undefined : streamFor(op, this.device, stream);
     const dtype = (native.DTYPES as readonly unknown[]).includes(target) ? (target as DType) : this.dtype;
     if (dtype !== target) {
       const device = Device.resolve(target as DeviceLike);
-      if (device !== this.device) {
-        throw varlenError(
-          'ERR_VARLEN_UNSUPPORTED',
-          `${op}: copies between devices are not part of this release`,
-          {
-            op,
-            feature: `${this.device} to ${device}`,
-          },
-        );
-      }
+      if (device !== this.device) return this.#toDevice(device, stream);
     }
+    const id = stream === undefined ? undefined : streamFor(op, this.device, stream);
     const result =
       dtype === this.dtype ? this.alias() : new Tensor(native.convert(handle, dtype, id), this.device);
     if (isTracked([this])) {
       const own = this.dtype;
       record(op, [this], [result], [], ([gradient]) => [gradient?.copy(own)]);
+    }
+    return result;
+  }
+
+  #toDevice(device: Device, stream: Stream | undefined): Tensor {
+    const op = 'Tensor.to';
+    const made = native.transfer(this.#live(op), streamFor(op, device, stream));
+    const result = new Tensor(made, device);
+    if (isTracked([this])) {
+      const own = this.device;
+      record(op, [this], [result], [], ([gradient]) => [gradient?.to(own)]);
     }
     return result;
   }
@@ -435,6 +448,42 @@ export class Tensor extends native.HandleOwner implements Disposable {
     return gradient.copy(dtype);
   }
 
+  /**
+   * Not in this release.
+   *
+   * @throws `ERR_VARLEN_UNSUPPORTED`
+   */
+  toDLPack(): never {
+    throw unsupported('Tensor.toDLPack', 'DLPack');
+  }
+
+  /**
+   * Not in this release.
+   *
+   * @throws `ERR_VARLEN_UNSUPPORTED`
+   */
+  static fromDLPack(_handle: unknown): never {
+    throw unsupported('Tensor.fromDLPack', 'DLPack');
+  }
+
+  /**
+   * Not in this release.
+   *
+   * @throws `ERR_VARLEN_UNSUPPORTED`
+   */
+  ipcHandle(): never {
+    throw unsupported('Tensor.ipcHandle', 'CUDA IPC');
+  }
+
+  /**
+   * Not in this release.
+   *
+   * @throws `ERR_VARLEN_UNSUPPORTED`
+   */
+  static fromIpc(_handle: unknown): never {
+    throw unsupported('Tensor.fromIpc', 'CUDA IPC');
+  }
+
   /** Gives the memory back, that of {@link grad} too, once the work that uses it is done. Twice is once. */
   dispose(): void {
     if (this.#handle === 0) return;
@@ -460,7 +509,7 @@ Object.defineProperty(Tensor.prototype, inspect.custom, { value: Tensor.prototyp
 
 /** The number of the stream that a call goes to. */
 export function streamFor(op: string, device: Device, stream: Stream | undefined): number {
-  if (stream === undefined) return 0;
+  if (stream === undefined) return device.kind === 'cpu' ? 0 : Stream.of(device).idFor(op);
   if (!(stream instanceof Stream)) throw wrongType(op, 'stream', stream, 'a Stream');
   if (stream.device !== device) {
     throw argumentError(

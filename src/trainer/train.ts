@@ -31,8 +31,13 @@ export interface TrainOptions {
   group?: ProcessGroup;
   /** Go on from the folder's checkpoint; begin when there is none. Default false: begin anew. */
   resume?: boolean;
-  /** Weights of another run's checkpoint to begin with, in place of random ones. */
+  /** Weights of another run's checkpoint to begin with, in place of random ones or of `model`'s. */
   weights?: string;
+  /**
+   * Folder of a Hugging Face checkpoint to begin with, e.g. the `model/` of another run: its sizes stand in
+   * place of the recipe's. Its vocabulary is the tokenizer's, or begins with it.
+   */
+  model?: string;
   /** Ends the run after the step at hand, with a checkpoint. */
   signal?: AbortSignal;
   /** Sees every record as it is written. */
@@ -48,23 +53,35 @@ export interface TrainResult {
 }
 
 /** Everything that decides what a run computes, as text. */
-function configOf({ task, recipe, weights, group }: TrainOptions): string {
+function configOf({ task, recipe, weights, model: begun, group }: TrainOptions): string {
   const { checkpointEvery, ...rest } = recipe;
+  const { vocabSize } = task.tokenizer;
   const ranks = group?.size ?? 1;
-  return JSON.stringify({ task: task.name, vocabSize: task.tokenizer.vocabSize, ranks, weights, ...rest });
+  return JSON.stringify({ task: task.name, vocabSize, ranks, weights, begun, ...rest });
 }
 
-async function makeModel({ task, recipe, device = 'auto', weights }: TrainOptions): Promise<CausalLM> {
+/** A model of the recipe's sizes and random weights. */
+function newModel({ task, recipe, device = 'auto' }: TrainOptions): CausalLM {
   const { maxTokens, ...sizes } = recipe.model;
-  const model = CausalLM.create(
-    {
-      ...sizes,
-      vocabSize: task.tokenizer.vocabSize,
-      maxPositionEmbeddings: maxTokens,
-      tieWordEmbeddings: true,
-    },
+  const { vocabSize } = task.tokenizer;
+  return CausalLM.create(
+    { ...sizes, vocabSize, maxPositionEmbeddings: maxTokens, tieWordEmbeddings: true },
     { seed: recipe.seed, device },
   );
+}
+
+async function readModel(folder: string, { task, device = 'auto' }: TrainOptions): Promise<CausalLM> {
+  const model = await CausalLM.fromPretrained(folder, { device, dtype: 'float32' });
+  const [has, needs] = [model.config.vocabSize, task.tokenizer.vocabSize];
+  if (has >= needs) return model;
+  model.dispose();
+  const problem = `has too small a vocabulary for the tokenizer; got ${has} words, expected at least ${needs}`;
+  throw argumentError('ERR_VARLEN_INCOMPATIBLE', 'train', 'model', problem, { path: folder });
+}
+
+async function makeModel(options: TrainOptions): Promise<CausalLM> {
+  const { weights, model: folder } = options;
+  const model = folder === undefined ? newModel(options) : await readModel(folder, options);
   try {
     if (weights !== undefined) {
       takeWeights(new Map(model.parameters()), (await readSafetensors(weights)).tensors);
@@ -124,7 +141,8 @@ async function finish(run: Run): Promise<void> {
  * every run of one device, but for times; one that was killed and resumed too.
  *
  * @throws `ERR_VARLEN_RANGE`, `ERR_VARLEN_OPTION`, `ERR_VARLEN_TYPE` for a bad recipe, `ERR_VARLEN_IO`,
- *   `ERR_VARLEN_STATE_MISMATCH` and `ERR_VARLEN_CHECKPOINT` for a checkpoint that does not belong to the run
+ *   `ERR_VARLEN_STATE_MISMATCH` and `ERR_VARLEN_CHECKPOINT` for a checkpoint that does not belong to the run,
+ *   `ERR_VARLEN_INCOMPATIBLE` for a `model` with too small a vocabulary
  *
  * @example
  * ```ts

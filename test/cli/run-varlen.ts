@@ -13,11 +13,14 @@ export interface Outcome {
   readonly stderr: string;
 }
 
+/** When Ctrl-C comes: after so many milliseconds, or whenever the function calls; false: it has ended before. */
+export type Interruption = number | ((interrupt: () => boolean) => Promise<void>);
+
 /** Runs `varlen <argv>` from the sources, in a process of its own. */
 export function runVarlen(
   argv: readonly string[],
   env: Readonly<Record<string, string>> = {},
-  interruptAfterMs?: number,
+  interruption?: Interruption,
 ): Promise<Outcome> {
   const child = spawn(process.execPath, ['--import', tsx, join(root, 'src/cli/main.ts'), ...argv], {
     env: { ...process.env, ...env },
@@ -31,8 +34,10 @@ export function runVarlen(
   child.stderr.setEncoding('utf8').on('data', (text: string) => {
     stderr += text;
   });
-  if (interruptAfterMs !== undefined) setTimeout(() => child.kill('SIGINT'), interruptAfterMs);
+  const interrupt = () => child.kill('SIGINT');
   return new Promise((resolve, reject) => {
+    if (typeof interruption === 'number') setTimeout(interrupt, interruption);
+    else interruption?.(interrupt).catch(reject);
     child.once('error', reject);
     child.once('close', (code) => resolve({ code, stdout, stderr }));
   });

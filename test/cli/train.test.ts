@@ -2,8 +2,10 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as pause } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { clock, Progress } from '../../src/cli/train-progress.js';
+import { readSafetensors } from '../../src/index.js';
 import type { SftRecord } from '../../src/trainer/records.js';
 import { runVarlen } from './run-varlen.js';
 
@@ -23,6 +25,12 @@ const jsonLines = (text: string) =>
     .trimEnd()
     .split('\n')
     .map((line) => JSON.parse(line));
+
+/** Steps of SFT that a run has written down. */
+function steps(out: string): number {
+  const path = join(out, 'metrics.jsonl');
+  return existsSync(path) ? readFileSync(path, 'utf8').split('"phase":"sft"').length - 1 : 0;
+}
 
 describe('varlen train', () => {
   test('ends with a table on stderr and a report that opens without network', {
@@ -81,20 +89,65 @@ describe('varlen train', () => {
     timeout: 180_000,
   }, async () => {
     const out = join(folder, 'interrupted');
-    const long = [...SMALL, '--sft-steps', '1500', '--rl-steps', '0'];
-    const stopped = await runVarlen(['train', ...long, '--out', out], {}, 3000);
+    const long = [...SMALL, '--sft-steps', '300', '--rl-steps', '0'];
+    const stopped = await runVarlen(['train', ...long, '--out', out], {}, async (interrupt) => {
+      while (steps(out) < 3) await pause(2);
+      interrupt();
+    });
     expect(stopped.code).toBe(130);
-    // The moment may fall into start-up; only a run that had begun has something to save.
-    if (existsSync(join(out, 'metrics.jsonl'))) {
-      expect(stopped.stderr).toContain('saved; --resume goes on');
-      expect(existsSync(join(out, 'checkpoint.safetensors'))).toBe(true);
-    }
+    expect(stopped.stderr).toContain('saved; --resume goes on');
+    const done = steps(out);
+    expect(done).toBeLessThan(300);
     const resumed = await runVarlen(['train', ...long, '--resume', '--json', '--out', out]);
     expect(resumed.code).toBe(0);
+    // Not begun anew: it shows the steps that were left.
+    expect(jsonLines(resumed.stdout).find(({ phase }) => phase === 'sft')).toMatchObject({ step: done + 1 });
     const records = jsonLines(readFileSync(join(out, 'metrics.jsonl'), 'utf8'));
     expect(records.filter(({ phase }) => phase === 'sft').map(({ step }) => step)).toEqual(
-      Array.from({ length: 1500 }, (_, i) => i + 1),
+      Array.from({ length: 300 }, (_, i) => i + 1),
     );
+  });
+
+  test('a second Ctrl-C ends at once, in the middle of a step', { timeout: 120_000 }, async () => {
+    const out = join(folder, 'twice');
+    // Minutes of sampling before anything is trained.
+    const long = ['--device', 'cpu', '--eval-problems', '200', '--eval-samples', '500'];
+    let signals = 0;
+    const { code } = await runVarlen(['train', ...long, '--out', out], {}, async (interrupt) => {
+      while (!existsSync(join(out, 'metrics.jsonl'))) await pause(2);
+      // Two within a second may be one, sent on by a launcher: on a busy machine a third is needed.
+      for (; interrupt(); signals++) await pause(1500);
+    });
+    expect(code).toBe(130);
+    expect(signals).toBeGreaterThan(1);
+    expect(existsSync(join(out, 'checkpoint.safetensors'))).toBe(false);
+  });
+
+  test('has flags for the KL penalty, token weights and partial rollouts', { timeout: 120_000 }, async () => {
+    const out = join(folder, 'weighted');
+    const flags = [
+      ...['--kl-coef', '0.1', '--kl-kind', 'k2', '--reweight', '0.3', '--lopti=-0.5'],
+      ...['--partial-rollouts', '--max-staleness', '1', '--rl-steps', '4', '--out', out],
+    ];
+    const { code, stdout } = await runVarlen(['train', ...SMALL, ...flags, '--json']);
+    expect(code).toBe(0);
+    const updates = jsonLines(stdout).filter(({ phase }) => phase === 'rl');
+    expect(updates).toHaveLength(4);
+    for (const { passes, referenceKl, staleness } of updates) {
+      expect(passes).toBe(2);
+      expect(referenceKl).toBeGreaterThanOrEqual(0);
+      expect(staleness.max).toBeLessThanOrEqual(1);
+    }
+    expect(readFileSync(join(out, 'report.html'), 'utf8')).toContain('Distance from the policy after SFT');
+    const { metadata } = await readSafetensors(join(out, 'checkpoint.safetensors'));
+    expect(JSON.parse(JSON.parse(metadata['varlen.trainer']).config).rl).toMatchObject({
+      klCoef: 0.1,
+      klKind: 'k2',
+      reweightAlpha: 0.3,
+      loptiEta: -0.5,
+      partialRollouts: true,
+      maxStaleness: 1,
+    });
   });
 
   test('reads a file, and names file and line of what is bad in it', { timeout: 120_000 }, async () => {
@@ -125,6 +178,8 @@ describe('varlen train', () => {
     [['--compare', 'token-mean', '--aggregation', 'delta-l'], /exclude each other/],
     [['--rl-steps', '0.5'], /--rl-steps must be an integer of at least 0/],
     [['--people', '1,3'], /--people must be an integer of at least 2/],
+    [['--kl-kind', 'k4'], /--kl-kind must be one of k1, abs, k2, k3/],
+    [['--lopti=-2'], /--lopti must be a number of at least -1/],
     [['--rl-lr', 'fast'], /--rl-lr must be a number/],
     [['extra'], /unexpected word 'extra'/],
   ])('%j is called wrongly', async (argv, message) => {

@@ -39,7 +39,7 @@ export const batches: fc.Arbitrary<ResponseArrays> = fc
   });
 
 /** Every rule at every level that goes with it. */
-export const RULES: readonly PolicyLossConfig[] = [
+export const RULES: readonly (PolicyLossConfig & { readonly ratio: { readonly onPolicy?: false } })[] = [
   { ratio: { level: 'none' }, clip: none },
   ...(['token', 'sequence', 'sequence-token'] as const).flatMap((level) => [
     { ratio: { level }, clip: none },

@@ -108,12 +108,13 @@ export function randomResponses(lengths: readonly number[], random: () => number
 }
 
 /** Every legal pair of a level and a rule. */
-export const RULES: readonly Pick<PolicyLossConfig, 'ratio' | 'clip'>[] = [
-  { ratio: { level: 'none' }, clip: { kind: 'none' } },
+export const RULES: readonly (PolicyLossConfig & { readonly ratio: { readonly onPolicy?: false } })[] = [
+  ...(['none', 'token', 'sequence', 'sequence-token'] as const).map(
+    (level) => ({ ratio: { level }, clip: { kind: 'none' } }) as const,
+  ),
   ...(['token', 'sequence', 'sequence-token'] as const).flatMap((level) =>
     (
       [
-        { kind: 'none' },
         { kind: 'ppo', clipLow: 0.2, clipHigh: 0.28 },
         { kind: 'dual', clipLow: 0.2, clipHigh: 0.28, dualClip: 1.4 },
         { kind: 'two-sided', clipLow: 0.2, clipHigh: 0.28, delta: 1.3 },

@@ -116,6 +116,44 @@ describe('a run that is stopped', () => {
   });
 });
 
+describe('a model of another run', () => {
+  const untrained: TrainRecipe = {
+    ...tinyRecipe,
+    sft: { ...tinyRecipe.sft, steps: 0 },
+    rl: { ...tinyRecipe.rl, steps: 0 },
+  };
+
+  test('is begun with, whatever sizes the recipe has, and may be stopped', async () => {
+    const model = join(folder, 'whole/model');
+    const recipe = { ...untrained, model: { ...untrained.model, hiddenSize: 64 } };
+    const { records } = await train(options('begun', { model, recipe }));
+    const last = withoutMachine(whole).at(-1) as { sampled: object; greedy: object };
+    expect(records[0]).toMatchObject({ sampled: last.sampled, greedy: last.greedy });
+    const controller = new AbortController();
+    const onRecord = ({ phase }: TrainRecord) => {
+      if (phase === 'sft') controller.abort();
+    };
+    await train(options('more', { model, signal: controller.signal, onRecord }));
+    const more = await train(options('more', { model, resume: true }));
+    const atOnce = await train(options('at-once', { model }));
+    expect(withoutMachine(more.records)).toEqual(withoutMachine(atOnce.records));
+  });
+
+  test('must know the words of the tokenizer, and be there', async () => {
+    const small = join(folder, 'small');
+    const sizes = { hiddenSize: 16, intermediateSize: 32, numLayers: 1, numHeads: 2 };
+    using model = CausalLM.create({ ...sizes, vocabSize: 8 }, { device: 'cpu' });
+    await model.savePretrained(small);
+    expect(await rejected(train(options('narrow', { model: small, recipe: untrained })))).toMatchObject({
+      code: 'ERR_VARLEN_INCOMPATIBLE',
+      message: expect.stringContaining('got 8 words'),
+    });
+    expect(await rejected(train(options('none', { model: join(folder, 'nowhere') })))).toMatchObject({
+      code: 'ERR_VARLEN_CHECKPOINT',
+    });
+  });
+});
+
 describe('a checkpoint', () => {
   test('of other options is refused, naming the first that differs', async () => {
     cpSync(join(folder, 'whole'), join(folder, 'mismatch'), { recursive: true });

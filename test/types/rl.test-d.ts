@@ -2,6 +2,7 @@ import { describe, expectTypeOf, test } from 'vitest';
 import {
   type Advantages,
   type AggregationPlan,
+  type ClipRule,
   estimateAdvantages,
   groupAdvantages,
   loptiPasses,
@@ -9,6 +10,7 @@ import {
   planAggregation,
   planAggregationAcross,
   presets,
+  type RatioLevel,
   type SequenceScales,
 } from '../../src/rl/index.js';
 import { customSurrogate } from '../../src/testing/index.js';
@@ -71,7 +73,8 @@ describe('the types of varlen/rl', () => {
     const { aggregation, config, advantages } = presets.deltaL({ normConstant: 8192 });
     planAggregation({ lengths }, { aggregation });
     estimateAdvantages({ rewards: floats, groupIds: lengths }, advantages);
-    expectTypeOf(config).toEqualTypeOf<PolicyLossConfig>();
+    expectTypeOf(config).toEqualTypeOf<PolicyLossConfig<'token'>>();
+    expectTypeOf(config).toExtend<PolicyLossConfig>();
     // @ts-expect-error Delta-L needs a constant
     presets.deltaL({ alpha: 1 });
     // @ts-expect-error CISPO has absolute bounds
@@ -87,5 +90,55 @@ describe('the types of varlen/rl', () => {
     const rule = (x: number, a: number) => [x * a, a] as const;
     // @ts-expect-error level none has no ratio
     expectTypeOf(customSurrogate).toBeCallableWith(batch, plan, rule, { ratio: { level: 'none' } });
+  });
+
+  type Compiles<Config> = Config extends PolicyLossConfig ? 'yes' : 'no';
+  /** Some rule of a kind; the type has one member for both forms of DPPO. */
+  type RuleOf<Kind> = Kind extends 'dppo-tv' | 'dppo-kl'
+    ? { kind: Kind; deltaLow: number; deltaHigh: number }
+    : Extract<ClipRule, { kind: Kind }>;
+  /** Whether a level goes with a rule, for every pair of them. */
+  type Legal = {
+    [L in RatioLevel]: { [K in ClipRule['kind']]: Compiles<{ ratio: { level: L }; clip: RuleOf<K> }> };
+  };
+
+  test('the grid of levels and rules compiles where it is defined and nowhere else', () => {
+    type Row<Yes extends ClipRule['kind']> = { [K in ClipRule['kind']]: K extends Yes ? 'yes' : 'no' };
+    type Clipped = 'none' | 'ppo' | 'dual' | 'two-sided';
+    expectTypeOf<Legal>().toEqualTypeOf<{
+      none: Row<'none'>;
+      token: Row<ClipRule['kind']>;
+      sequence: Row<Clipped | 'gmpo'>;
+      'sequence-token': Row<Clipped | 'cispo' | 'sapo' | 'dppo-tv' | 'dppo-kl'>;
+    }>();
+  });
+
+  test('a rule may replace that of a recipe where it is one of its level', () => {
+    const dual = { kind: 'dual', clipLow: 0.2, clipHigh: 0.2, dualClip: 3 } as const;
+    const cispo = { kind: 'cispo', low: 0, high: 2 } as const;
+    const kl = { kind: 'k2', coef: 0.1 } as const;
+    const token: PolicyLossConfig = { ...presets.grpo().config, clip: cispo, kl };
+    const sequence: PolicyLossConfig = { ...presets.gspo().config, clip: dual };
+    const each: PolicyLossConfig = { ...presets.gspo({ level: 'sequence-token' }).config, clip: cispo };
+    expectTypeOf([token, sequence, each]).toExtend<readonly PolicyLossConfig[]>();
+    // @ts-expect-error CISPO has no form per answer
+    const wrong: PolicyLossConfig = { ...presets.gspo().config, clip: cispo };
+    // @ts-expect-error without a ratio there is nothing to clip
+    const none: PolicyLossConfig = { ...presets.rloo().config, clip: dual };
+    expectTypeOf([wrong, none]).toExtend<readonly PolicyLossConfig[]>();
+  });
+
+  test('a rollout replaces old log-probabilities only where there are some, and weighs nothing besides', () => {
+    const clip = { kind: 'none' } as const;
+    const bypass = { mode: 'bypass' } as const;
+    const replaced: PolicyLossConfig = { ratio: { level: 'token' }, clip, rolloutCorrection: bypass };
+    expectTypeOf(replaced).toExtend<PolicyLossConfig>();
+    const onPolicy = { level: 'token', onPolicy: true } as const;
+    // @ts-expect-error no old policy is left to replace
+    const nothing: PolicyLossConfig = { ratio: onPolicy, clip, rolloutCorrection: bypass };
+    const ratio = { level: 'token' } as const;
+    // @ts-expect-error the same difference would be weighed twice
+    const twice: PolicyLossConfig = { ratio, clip, rolloutCorrection: { mode: 'bypass', low: 0 } };
+    expectTypeOf([nothing, twice]).toExtend<readonly PolicyLossConfig[]>();
   });
 });

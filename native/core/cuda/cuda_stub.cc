@@ -1,4 +1,4 @@
-#include "core/cuda/probe.h"
+#include "core/cuda/api.h"
 
 // Compiled instead of runtime.cc when CUDA is off. CMake says why.
 namespace varlen {

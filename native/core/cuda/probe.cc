@@ -8,11 +8,7 @@
 namespace varlen {
 namespace {
 
-// cudaError_t, here because this file must compile without the toolkit; runtime.cc compares them.
-constexpr int kSuccess = 0;
-constexpr int kNoDevice = 100;
-constexpr int kNoKernelImageForDevice = 209;
-constexpr int kUnsupportedPtxVersion = 222;
+using namespace cuda::error;
 
 constexpr int kOldestComputeMajor = 8;  // Ampere: cp.async and bf16 mma
 
@@ -160,7 +156,7 @@ const CudaStatus& CudaStatusOfThisProcess() {
   static std::mutex mutex;
   static const CudaStatus* status = nullptr;  // never freed: threads may outlive static objects
   const std::lock_guard<std::mutex> lock(mutex);
-  if (status == nullptr) status = new CudaStatus(ProbeCuda(LinkedCudaRuntime()));
+  if (status == nullptr) status = new CudaStatus(ProbeCuda(ThisCudaRuntime()));
   return *status;
 }
 

@@ -33,20 +33,6 @@ struct Block {
   int32_t sequence;
 };
 
-// Something wrong with values, found at active tokens.
-struct Problem {
-  int64_t count = 0;
-  int64_t first = std::numeric_limits<int64_t>::max();  // token
-  void Add(int64_t token) {
-    ++count;
-    first = std::min(first, token);
-  }
-  void Merge(const Problem& other) {
-    count += other.count;
-    first = std::min(first, other.first);
-  }
-};
-
 // What one block adds up. `sums` has the slots of Sum; kPgLoss and kKlLoss are without s_i.
 struct Partial {
   double sums[kNumSums];
@@ -185,7 +171,9 @@ HWY_INLINE TokenMask LoadMask(const uint8_t* array, int64_t t, int64_t n) {
     t = 0;
   }
   const auto wide = hn::PromoteTo(di32, hn::LoadU(du8, array + t));
-  return hn::RebindMask(d, hn::Ne(wide, hn::Zero(di32)));
+  const TokenMask set = hn::RebindMask(d, hn::Ne(wide, hn::Zero(di32)));
+  // GCC 12 was seen to leave the upper half of `padded` as it was.
+  return kFull ? set : hn::And(set, hn::FirstN(d, static_cast<size_t>(n)));
 }
 
 // Adds the tokens of `mask`, lane 0 being token t.
@@ -213,23 +201,41 @@ struct Logprobs {
   int64_t first;
 };
 
-enum class Report { kNo, kYes };
+// When problems of tokens are looked for: not, as they come, or once per block. The last costs the
+// hot loop least; a block in which it finds something is done again as they come.
+enum class Report { kNo, kYes, kLater };
+
+// What Report::kLater keeps of a block's active tokens.
+struct Suspicion {
+  Vector probe, largest, least_weight;  // NaN, above 1e-4, below 0: something is wrong
+  HWY_INLINE void Clear() { probe = largest = least_weight = M::Set(0); }
+  HWY_INLINE bool Any() const {
+    const Floats d;
+    const auto positive = hn::Gt(largest, M::Set(static_cast<float>(kPositiveLogprob)));
+    return !hn::AllFalse(
+        d, hn::Or(hn::Or(hn::IsNaN(probe), positive), hn::Lt(least_weight, hn::Zero(d))));
+  }
+};
 
 // What most calls do without: rollout correction, advantages per token, entropies, losses per
-// token, spreading NaN. Left out at compile time, or their branches cost the hot loop its
-// registers.
+// token, spreading NaN, a KL term other than k3 as it is. Left out at compile time, or their
+// branches cost the hot loop its registers.
 enum class Extras { kNone, kAny };
 inline Extras ExtrasOf(const Call& call) {
-  const bool any = call.config.rollout() != Correction::kNone || call.in.advantages_per_token ||
-                   call.in.entropies != nullptr || call.out.per_token_loss != nullptr ||
-                   call.propagate;
+  const Config& config = call.config;
+  const bool plain_kl = config.kl() == Kl::kNone ||
+                        (config.kl() == Kl::kK3 && config.importance() == Importance::kNone &&
+                         config.kl_output_clamp == std::numeric_limits<double>::infinity());
+  const bool any = !plain_kl || config.rollout() != Correction::kNone ||
+                   call.in.advantages_per_token || call.in.entropies != nullptr ||
+                   call.out.per_token_loss != nullptr || call.propagate;
   return any ? Extras::kAny : Extras::kNone;
 }
 
 // Reads tokens t .. t + n - 1 of sequence s. Problems are noted once, by the pass that says so.
 template <bool kFull, Report kReport, Extras kExtras>
 HWY_INLINE Tokens Read(const Config& config, const Inputs& in, const Logprobs& logprobs, int32_t s,
-                       int64_t t, int64_t n, Partial& partial) {
+                       int64_t t, int64_t n, Partial& partial, Suspicion& suspicion) {
   constexpr bool kAny = kExtras == Extras::kAny;
   const Vector zero = M::Set(0);
   Tokens tokens;
@@ -282,8 +288,16 @@ HWY_INLINE Tokens Read(const Config& config, const Inputs& in, const Logprobs& l
     probe = hn::Add(probe, hn::Sub(tokens.entropy, tokens.entropy));
   }
   const TokenMask finite = hn::Eq(probe, probe);
-  tokens.ok = hn::And(tokens.active, finite);
+  tokens.ok = kReport == Report::kLater ? tokens.active : hn::And(tokens.active, finite);
 
+  if constexpr (kReport == Report::kLater) {
+    suspicion.probe = hn::Add(suspicion.probe, hn::IfThenElseZero(tokens.active, probe));
+    suspicion.largest = hn::Max(suspicion.largest, hn::IfThenElseZero(tokens.active, largest));
+    if (in.token_weights != nullptr) {
+      suspicion.least_weight =
+          hn::Min(suspicion.least_weight, hn::IfThenElseZero(tokens.active, tokens.weight));
+    }
+  }
   if constexpr (kReport == Report::kYes) {
     const TokenMask bad = hn::AndNot(finite, tokens.active);
     if (HWY_UNLIKELY(!hn::AllFalse(Floats(), bad))) Note(partial.non_finite, bad, t);
@@ -386,11 +400,12 @@ void SumBlock(const Call& call, int64_t index, const Logprobs& logprobs,
   x.Clear(), y.Clear(), weight.Clear(), log_weight.Clear();
   int64_t active = 0;
   bool poisoned = false;
+  Suspicion unused;
   float clip[4];
   for (int i = 0; i < 4; ++i) clip[i] = static_cast<float>(config.clip[i]);
   ForEachVector(block, [&](int g, int64_t t, int64_t n, auto full) HWY_ATTR {
     const Tokens tokens = Read<full.value, Report::kNo, Extras::kAny>(
-        config, in, logprobs, block.sequence, t, n, partial);
+        config, in, logprobs, block.sequence, t, n, partial, unused);
     active += static_cast<int64_t>(hn::CountTrue(Floats(), tokens.active));
     poisoned = poisoned || !hn::AllFalse(Floats(), hn::AndNot(tokens.ok, tokens.active));
     x.Add(g, config.clip_rule() == Clip::kGmpo ? GmpoLog<M>(clip, tokens.x, tokens.advantage)
@@ -427,15 +442,17 @@ HWY_INLINE KlTerm<M> KlOfKind(Kl kind, const KlNumbers& numbers, Vector raw, Vec
   }
 }
 
-// Second pass: losses, gradients, statistics.
+// Second pass: losses, gradients, statistics. False, without any of them, when a block that is read
+// without extras has a problem to report.
 template <Clip kRule, Extras kExtras>
-void LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
+bool LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
   const Block block = call.blocks[index];
   const Config config = call.config;
   const Inputs in = call.in;
   const Outputs out = call.out;
   const SequenceState state = call.sequences[block.sequence];
   constexpr bool kAny = kExtras == Extras::kAny;
+  constexpr Report kReport = kAny ? Report::kYes : Report::kLater;
   const bool propagate = kAny && call.propagate;
   const bool weighs = kAny && config.weighs_rollout();
   const bool has_entropies = kAny && in.entropies != nullptr;
@@ -454,6 +471,8 @@ void LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
   ratios.Clear(), advantages.Clear(), weights.Clear();
   int64_t active = 0, ok_tokens = 0, high = 0, low = 0, dual = 0, out_of_bounds = 0;
   partial.non_finite = partial.positive = partial.bad_weight = partial.missing = Problem{};
+  Suspicion suspicion;
+  suspicion.Clear();
 
   float clip[4];
   for (int i = 0; i < 4; ++i) clip[i] = static_cast<float>(config.clip[i]);
@@ -478,8 +497,8 @@ void LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
 
   ForEachVector(block, [&](int g, int64_t t, int64_t n, auto full) HWY_ATTR {
     constexpr bool kFull = full.value;
-    const Tokens tokens =
-        Read<kFull, Report::kYes, kExtras>(config, in, logprobs, block.sequence, t, n, partial);
+    const Tokens tokens = Read<kFull, kReport, kExtras>(config, in, logprobs, block.sequence, t, n,
+                                                        partial, suspicion);
     const ExpTerms exp = M::ExpAll(tokens.x);
 
     Vector factor = tokens.weight;
@@ -507,8 +526,13 @@ void LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
 
     Vector penalty = zero;
     if (kl_kind != Kl::kNone) {
-      const KlTerm<M> term =
-          KlOfKind(kl_kind, kl_numbers, hn::Sub(tokens.logprob, tokens.ref), exp.exp, tokens.moves);
+      const Vector raw = hn::Sub(tokens.logprob, tokens.ref);
+      KlTerm<M> term;
+      if constexpr (kAny) {
+        term = KlOfKind(kl_kind, kl_numbers, raw, exp.exp, tokens.moves);
+      } else {
+        term = KlOf<M, Kl::kK3, true>(kl_numbers, raw, exp.exp, tokens.moves);
+      }
       const TokenMask applies = LoadMask<kFull>(in.kl_mask, t, n);
       penalty = hn::IfThenElseZero(applies, hn::Mul(kl_coef, term.value));
       gradient = hn::Add(gradient, hn::IfThenElseZero(applies, hn::Mul(kl_coef, term.derivative)));
@@ -519,10 +543,14 @@ void LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
     TokenMask ok = tokens.ok;
     const Vector bracket = hn::Add(loss, penalty);
     const Vector probe = hn::Add(hn::Sub(bracket, bracket), hn::Sub(gradient, gradient));
-    const TokenMask overflowed = hn::And(ok, hn::IsNaN(probe));
-    if (HWY_UNLIKELY(!hn::AllFalse(d, overflowed)) && !propagate) {
-      Note(partial.non_finite, overflowed, t);
-      if (drop) ok = hn::AndNot(overflowed, ok);
+    if constexpr (kReport == Report::kLater) {
+      suspicion.probe = hn::Add(suspicion.probe, hn::IfThenElseZero(ok, probe));
+    } else {
+      const TokenMask overflowed = hn::And(ok, hn::IsNaN(probe));
+      if (HWY_UNLIKELY(!hn::AllFalse(d, overflowed)) && !propagate) {
+        Note(partial.non_finite, overflowed, t);
+        if (drop) ok = hn::AndNot(overflowed, ok);
+      }
     }
 
     loss = hn::IfThenElseZero(ok, loss);
@@ -549,7 +577,7 @@ void LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
     ratio_squares.Add(g, hn::Mul(ratio, ratio));
     ratios.Add(ok, ratio);
     active += static_cast<int64_t>(hn::CountTrue(d, tokens.active));
-    ok_tokens += static_cast<int64_t>(hn::CountTrue(d, ok));
+    if (kAny) ok_tokens += static_cast<int64_t>(hn::CountTrue(d, ok));
     high += static_cast<int64_t>(hn::CountTrue(d, hn::And(ok, surrogate.high)));
     low += static_cast<int64_t>(hn::CountTrue(d, hn::And(ok, surrogate.low)));
     if constexpr (kRule == Clip::kDual) {
@@ -579,6 +607,10 @@ void LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
     }
   });
 
+  if constexpr (kReport == Report::kLater) {
+    if (HWY_UNLIKELY(suspicion.Any())) return false;
+    ok_tokens = active;
+  }
   const auto count = static_cast<double>(ok_tokens);
   double* sums = partial.sums;
   sums[kPgLoss] = pg.Total();
@@ -612,6 +644,7 @@ void LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
   sums[kDropped] = static_cast<double>(active - ok_tokens);
   sums[kEntropySum] = has_entropies ? entropy_sum.Total() : 0;
   sums[kEntropyBonus] = has_entropies ? entropy_bonus.Total() : 0;
+  return true;
 }
 
 // Third pass: every token's share of its sequence's derivative.
@@ -624,10 +657,11 @@ void SpreadBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
   float clip[4];
   for (int i = 0; i < 4; ++i) clip[i] = static_cast<float>(config.clip[i]);
   Partial unused;
+  Suspicion none;
   ForEachVector(block, [&](int, int64_t t, int64_t n, auto full) HWY_ATTR {
     constexpr bool kFull = full.value;
-    const Tokens tokens =
-        Read<kFull, Report::kNo, Extras::kAny>(config, in, logprobs, block.sequence, t, n, unused);
+    const Tokens tokens = Read<kFull, Report::kNo, Extras::kAny>(
+        config, in, logprobs, block.sequence, t, n, unused, none);
     TokenMask follows = hn::And(tokens.ok, tokens.moves);
     if (config.clip_rule() == Clip::kGmpo) {
       const Vector y = GmpoLog<M>(clip, tokens.x, tokens.advantage);
@@ -677,11 +711,10 @@ void SpreadBlockOf(const Call& call, int64_t index) {
 
 template <Clip kRule>
 void LossBlockWith(const Call& call, int64_t index, const Logprobs& logprobs) {
-  if (ExtrasOf(call) == Extras::kNone) {
-    LossBlock<kRule, Extras::kNone>(call, index, logprobs);
-  } else {
-    LossBlock<kRule, Extras::kAny>(call, index, logprobs);
+  if (ExtrasOf(call) == Extras::kNone && LossBlock<kRule, Extras::kNone>(call, index, logprobs)) {
+    return;
   }
+  LossBlock<kRule, Extras::kAny>(call, index, logprobs);
 }
 
 void LossBlockOf(const Call& call, int64_t index) {
@@ -828,11 +861,6 @@ Status SumSequences(Call& call, const Pieces& pieces) {
   return {};
 }
 
-// Problems of the whole call.
-struct Problems {
-  Problem non_finite, positive, bad_weight, missing;
-};
-
 // A sequence's sums into those of the call; returns what it wants reported.
 void FinishSequence(const Call& call, int64_t i, LengthHash& hash, Problems& problems) {
   SequenceState& state = call.sequences[i];
@@ -953,8 +981,13 @@ Status Evaluate(const Config& config, const Inputs& in, const Outputs& out) {
     status = pieces.ForEachBlock([&](int64_t i) { kSpreadBlock.Get()(call, i); });
     if (!status.ok()) return status;
   }
-  if (hash.low() != static_cast<uint32_t>(config.hash_low) ||
-      hash.high() != static_cast<uint32_t>(config.hash_high)) {
+  return Judge(config, problems, hash.low(), hash.high());
+}
+
+Status Judge(const Config& config, const Problems& problems, uint32_t hash_low,
+             uint32_t hash_high) {
+  if (hash_low != static_cast<uint32_t>(config.hash_low) ||
+      hash_high != static_cast<uint32_t>(config.hash_high)) {
     return {Code::kPlanMismatch,
             "plan",
             "was made for other lengths; got a batch with other numbers of active tokens per "

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "core/loss/arrays.h"
@@ -18,6 +20,27 @@
 namespace varlen::loss {
 
 inline constexpr int64_t kReductionLanes = 16;
+
+// Something wrong with values, found at active tokens.
+struct Problem {
+  int64_t count = 0;
+  int64_t first = std::numeric_limits<int64_t>::max();  // token
+  void Add(int64_t token) {
+    ++count;
+    first = std::min(first, token);
+  }
+  void Merge(const Problem& other) {
+    count += other.count;
+    first = std::min(first, other.first);
+  }
+};
+// Problems of the whole call.
+struct Problems {
+  Problem non_finite, positive, bad_weight, missing;
+};
+
+// What a call with these problems, over lengths with this hash, is told.
+Status Judge(const Config& config, const Problems& problems, uint32_t hash_low, uint32_t hash_high);
 
 // Computes every output, then reports what is wrong with the values, if anything.
 Status Evaluate(const Config& config, const Inputs& in, const Outputs& out);

@@ -198,8 +198,9 @@ struct KlNumbers {
   Importance importance;
 };
 
-// `raw` is logprob - ref. The estimate's own form is kBase: kK1, kAbs, kK2 or kK3.
-template <class M, Kl kBase>
+// `raw` is logprob - ref. The estimate's own form is kBase: kK1, kAbs, kK2 or kK3. kPlain: its
+// value is not clamped, its derivative its own, and it has no importance weight.
+template <class M, Kl kBase, bool kPlain = false>
 VARLEN_RULE_FN KlTerm<M> KlOf(const KlNumbers& numbers, typename M::V raw, typename M::V ratio,
                               typename M::Mask ratio_moves) {
   const auto zero = M::Set(0);
@@ -216,6 +217,10 @@ VARLEN_RULE_FN KlTerm<M> KlOf(const KlNumbers& numbers, typename M::V raw, typen
   } else {
     const auto terms = M::ExpAll(zero - d);
     k = {terms.rest, zero - terms.minus};
+  }
+  if constexpr (kPlain) {
+    k.derivative = M::Select(M::Le(M::Abs(raw), bound), k.derivative, zero);
+    return k;
   }
   if (numbers.straight_through) k.derivative = d;
   const auto limit = M::Set(numbers.output_clamp);

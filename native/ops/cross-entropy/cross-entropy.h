@@ -17,6 +17,7 @@ namespace varlen::cross_entropy {
 
 struct Forward {
   static constexpr const char* kName = "crossEntropy";
+  static constexpr bool kOnGpu = true;
 
   Tensor logits;  // [totalTokens, vocabSize]
   CrossEntropyTokens tokens;
@@ -35,6 +36,7 @@ struct Forward {
 
 struct Backward {
   static constexpr const char* kName = "crossEntropyBackward";
+  static constexpr bool kOnGpu = true;
 
   CrossEntropyUpstream upstream;
   Tensor logits;

@@ -5,7 +5,7 @@
 #include "core/op_test.h"
 #include "doctest/doctest.h"
 #include "ops/cross-entropy/cross-entropy.h"
-#include "ops/cross-entropy/launch.h"
+#include "ops/cross-entropy/kernels.h"
 
 // The kernels, run by the host emulator, against the float64 reference.
 namespace varlen::cross_entropy::testing {

@@ -41,7 +41,7 @@ Forward MakeForward(DType student, DType teacher, int64_t rows, int64_t vocab, f
   op.tokens.old_logprobs = Random(DType::kF32, {rows}, seed + 4);
   op.tokens.is_clip = 2;
   const auto end = static_cast<int32_t>(rows);
-  op.tokens.cu_seqlens = Host(std::vector<int32_t>{0, end / 3, end / 3, end});
+  op.tokens.cu_seqlens = Host(std::vector<int32_t>{0, end / 3 * 2, end / 3 * 2, end});
   op.tokens.seq_scale = Host(std::vector<float>{0.1f, 0.7f, 0.3f});
   op.options = {beta, 2.0f, 5.0f, 1.5f, -6.0f, 4.0f};
   return op;

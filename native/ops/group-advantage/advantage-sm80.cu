@@ -1,12 +1,8 @@
-#include "core/simt/launch-capped.cuh"
-#include "ops/group-advantage/launch.h"
+#include "core/cuda/link.cuh"
+#include "ops/group-advantage/kernels.h"
 
 namespace varlen::group_advantage {
-
-int LaunchGroupAdvantage(int multiprocessors, const GroupAdvantage::Params& params, void* stream) {
-  const int64_t blocks = (params.num_seqs + GroupAdvantage::kWarps - 1) / GroupAdvantage::kWarps;
-  return simt::LaunchCapped<GroupAdvantage>(multiprocessors, blocks, params,
-                                            static_cast<cudaStream_t>(stream));
+namespace {
+[[maybe_unused]] const bool linked = cuda::LinkDevice(Sm80Kernels{});
 }
-
 }  // namespace varlen::group_advantage

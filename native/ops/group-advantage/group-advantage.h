@@ -23,6 +23,7 @@ namespace varlen::group_advantage {
 
 struct Forward {
   static constexpr const char* kName = "groupAdvantage";
+  static constexpr bool kOnGpu = true;
 
   Tensor rewards;                   // [numSeqs] float32, NaN: not scored
   HostOrTensor<int32_t> group_ids;  // [numSeqs], any integers, in any order

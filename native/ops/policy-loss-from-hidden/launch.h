@@ -3,7 +3,7 @@
 #include "core/linear-logits-passes.h"
 #include "ops/policy-loss-from-hidden/device.h"
 
-// The launches of this op's tiles; the loss between them is core/loss/launch.h. Each returns a
+// The launches of this op's tiles; the loss between them is core/loss/cuda.h. Each returns a
 // cudaError_t. `stream` is a cudaStream_t, `multiprocessors` the device's; the workspace is that of
 // LinearWorkspace::Forward or ::Backward.
 namespace varlen::policy_loss_from_hidden {

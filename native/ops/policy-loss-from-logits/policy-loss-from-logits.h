@@ -21,6 +21,7 @@ namespace varlen::policy_loss_from_logits {
 
 struct Forward {
   static constexpr const char* kName = "policyLossFromLogits";
+  static constexpr bool kOnGpu = true;
 
   Tensor logits;                     // [totalTokens, vocabSize]
   HostOrTensor<int32_t> target_ids;  // [totalTokens], in [0, vocabSize) at active rows
@@ -70,6 +71,7 @@ struct Forward {
 
 struct Backward {
   static constexpr const char* kName = "policyLossFromLogitsBackward";
+  static constexpr bool kOnGpu = true;
 
   Tensor d_loss;                     // [] float32
   Tensor logits;                     // [totalTokens, vocabSize]; absent when overwritten

@@ -6,7 +6,7 @@
 #include "core/op_test.h"
 #include "core/row-softmax-device.h"
 #include "doctest/doctest.h"
-#include "ops/policy-loss-from-logits/launch.h"
+#include "ops/policy-loss-from-logits/kernels.h"
 #include "ops/policy-loss-from-logits/policy-loss-from-logits.h"
 
 // The row kernels, run by the host emulator, against the float64 reference: first with given

@@ -17,6 +17,7 @@ namespace varlen::policy_loss {
 
 struct Forward {
   static constexpr const char* kName = "policyLoss";
+  static constexpr bool kOnGpu = true;
 
   Tensor logprobs;  // [totalTokens]
   loss::Batch batch;
@@ -51,6 +52,7 @@ struct Forward {
 // gradient = d_loss * d_logprobs, in the dtype of the log-probabilities.
 struct Backward {
   static constexpr const char* kName = "policyLossBackward";
+  static constexpr bool kOnGpu = true;
 
   Tensor d_loss;      // [] float32
   Tensor d_logprobs;  // [totalTokens] float32, of Forward

@@ -82,11 +82,12 @@ Forward ParamsOf(const Case& c, DType logprobs, DType others) {
     p.config.hash_low = hash.low();
     p.config.hash_high = hash.high();
   }
-  p.per_token = p.per_sequence = true;
+  p.per_token = p.per_sequence = !c.lean;
   const DType out = logprobs == DType::kF64 ? DType::kF64 : DType::kF32;
   p.loss = Unfilled(out, {});
   p.d_logprobs = Unfilled(out, {c.num_tokens()});
   p.sums = Unfilled(DType::kF64, {loss::kNumSums});
+  if (c.lean) return p;
   p.per_token_loss = Unfilled(out, {c.num_tokens()});
   p.sequence_losses = Unfilled(out, {c.num_seqs()});
   p.sequence_tokens = Unfilled(DType::kI32, {c.num_seqs()});
@@ -99,9 +100,10 @@ Results ResultsOf(const Forward& p, Status status) {
   if (!r.status.ok()) return r;
   r.loss = Read(p.loss)[0];
   r.d_logprobs = Read(p.d_logprobs);
+  r.sums = Read(p.sums);
+  if (!p.per_token) return r;
   r.per_token_loss = Read(p.per_token_loss);
   r.sequence_losses = Read(p.sequence_losses);
-  r.sums = Read(p.sums);
   for (double n : Read(p.sequence_tokens)) r.sequence_tokens.push_back(static_cast<int32_t>(n));
   return r;
 }
@@ -226,8 +228,19 @@ std::vector<Variant> AllRules() {
       loss::Config config;
       config.ratio_level = level;
       SetClip(config, static_cast<Clip>(clip));
-      variants.push_back({std::string(kLevelNames[level]) + " " + kClipNames[clip], config});
+      variants.push_back({std::string(kLevelNames[level]) + " " + kClipNames[clip], config, false});
     }
+  }
+  return variants;
+}
+
+std::vector<Variant> AllRulesTwice() {
+  std::vector<Variant> variants = AllRules();
+  const size_t rules = variants.size();
+  for (size_t i = 0; i < rules; ++i) {
+    variants.push_back(variants[i]);
+    variants.back().name += ", lean";
+    variants.back().lean = true;
   }
   return variants;
 }
@@ -272,6 +285,7 @@ Case Alone(const Case& c, int64_t i) {
     one.advantages = {c.advantages[i]};
   }
   one.seq_scale = {c.seq_scale[i]};
+  one.lean = c.lean;
   return one;
 }
 

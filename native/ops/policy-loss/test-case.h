@@ -25,6 +25,7 @@ struct Case {
   Doubles seq_scale;
   Doubles entropies;  // empty: absent
   loss::Config config;
+  bool lean = false;        // without the outputs that are optional: the CPU has a path of its own
   bool check_plan = false;  // otherwise the hash is that of the mask
 
   int64_t num_tokens() const { return static_cast<int64_t>(logprobs.size()); }
@@ -53,11 +54,14 @@ void RoundToFloat(Case& c);
 struct Variant {
   std::string name;
   loss::Config config;
+  bool lean = false;
 };
 // Every legal pair of a level and a rule, times every KL estimate and its importance weight.
 std::vector<Variant> AllVariants();
 // Every legal pair of a level and a rule, without KL.
 std::vector<Variant> AllRules();
+// The same, each once as it is and once lean.
+std::vector<Variant> AllRulesTwice();
 
 // Sequence i of a case alone.
 Case Alone(const Case& c, int64_t i);

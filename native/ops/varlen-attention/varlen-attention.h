@@ -80,6 +80,7 @@ struct Options {
 
 struct Forward {
   static constexpr const char* kName = "varlenAttention";
+  static constexpr bool kOnGpu = true;
 
   Tensor q;     // [totalTokensQ, numHeads, headDim]
   Tensor k, v;  // [totalTokensK, numKvHeads, headDim]

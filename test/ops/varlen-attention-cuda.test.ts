@@ -1,0 +1,176 @@
+import { describe, expect, test } from 'vitest';
+import {
+  type DType,
+  scope,
+  Tensor,
+  type VarlenAttentionOptions,
+  type VarlenError,
+  varlenAttention,
+  varlenAttentionBackward,
+} from '../../src/index.js';
+import { varlenAttentionReference } from '../../src/testing/index.js';
+import { gpu } from '../support/emulated-gpu.js';
+import { normals } from '../support/random.js';
+import { rejected, thrown } from '../support/thrown.js';
+
+// From TypeScript to the kernels of the emulated GPU and back.
+
+interface Shape {
+  readonly rows: number;
+  readonly numHeads: number;
+  readonly numKvHeads: number;
+  readonly headDim: number;
+}
+
+function inputs({ rows, numHeads, numKvHeads, headDim }: Shape, dtype: DType, device: 'cpu' | 'cuda') {
+  const make = (heads: number, seed: number) =>
+    Tensor.from(normals(rows * heads * headDim, seed), { shape: [rows, heads, headDim], dtype, device });
+  return { q: make(numHeads, 1), k: make(numKvHeads, 2), v: make(numKvHeads, 3) };
+}
+
+/** Outputs on one device as float32 numbers. */
+function outputs(shape: Shape, dtype: DType, device: 'cpu' | 'cuda', options: VarlenAttentionOptions) {
+  return scope(() => {
+    const { q, k, v } = inputs(shape, dtype, device);
+    const { out, softmaxLse } = varlenAttention(q, k, v, options);
+    return {
+      out: out.to('float32').dataSync() as Float32Array,
+      lse: softmaxLse.dataSync() as Float32Array,
+    };
+  });
+}
+
+function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  let largest = 0;
+  for (let i = 0; i < a.length; i++) {
+    if (a[i] !== b[i]) largest = Math.max(largest, Math.abs(a[i] - b[i]));
+  }
+  return largest;
+}
+
+const shape: Shape = { rows: 75, numHeads: 4, numKvHeads: 2, headDim: 40 };
+const cuSeqlens = Int32Array.of(0, 5, 5, 38, 70); // and five rows of nobody
+
+describe('varlenAttention on the GPU', () => {
+  test.each([
+    ['causal', { causal: true }],
+    ['full', {}],
+    ['window', { windowSize: [3, 1] as const }],
+    ['softcap and scale', { causal: true, softcap: 2, softmaxScale: -0.3 }],
+    ['alibi', { causal: true, alibiSlopes: Float32Array.of(0.5, 0.25, 0.125, 0.0625) }],
+    ['used rows', { seqUsedQ: Int32Array.of(5, 0, 20, 31), seqUsedK: Int32Array.of(4, 0, 33, 7) }],
+  ])('agrees with the CPU and the reference: %s', (_, options) => {
+    for (const dtype of ['bfloat16', 'float16'] as const) {
+      const all = { cuSeqlens, ...options };
+      const there = outputs(shape, dtype, 'cuda', all);
+      const here = outputs(shape, dtype, 'cpu', all);
+      // One rounding of the output, and one of P that the CPU does not make.
+      expect(distance(there.out, here.out)).toBeLessThanOrEqual(dtype === 'bfloat16' ? 0.03 : 0.004);
+      expect(distance(there.lse, here.lse)).toBeLessThanOrEqual(1e-5);
+    }
+  });
+
+  test.each([64, 96, 128, 192, 256])('has a kernel for head dimension %i', (headDim) => {
+    const wide = { ...shape, rows: 40, numHeads: 2, headDim };
+    const all = { cuSeqlens: Int32Array.of(0, 17, 40), causal: true };
+    const there = outputs(wide, 'bfloat16', 'cuda', all);
+    expect(distance(there.out, outputs(wide, 'bfloat16', 'cpu', all).out)).toBeLessThanOrEqual(0.03);
+  });
+
+  test('keeps document masks', () => {
+    const keyEnd = Int32Array.of(7, 7, 7, 5, 5, 7, 7);
+    const tree = { rows: 7, numHeads: 1, numKvHeads: 1, headDim: 16 };
+    const options = { cuSeqlens: Int32Array.of(0, 7), causal: true, keyEnd };
+    const there = outputs(tree, 'float16', 'cuda', options);
+    expect(distance(there.out, outputs(tree, 'float16', 'cpu', options).out)).toBeLessThanOrEqual(0.004);
+    scope(() => {
+      const { q, k, v } = inputs(tree, 'float16', 'cuda');
+      const given = { ...options, keyEnd: Tensor.from(keyEnd, { device: 'cuda' }) };
+      const { out } = varlenAttention(q, k, v, given);
+      expect(distance(out.to('float32').dataSync() as Float32Array, there.out)).toBe(0);
+    });
+  });
+
+  test('takes offsets that only the GPU knows, with the same bits', () => {
+    const onHost = outputs(shape, 'bfloat16', 'cuda', { cuSeqlens, causal: true });
+    scope(() => {
+      const given = Tensor.from(cuSeqlens, { device: 'cuda' });
+      const onGpu = outputs(shape, 'bfloat16', 'cuda', { cuSeqlens: given, maxSeqlen: 33, causal: true });
+      expect(onGpu).toEqual(onHost);
+    });
+  });
+
+  test.each([
+    ['start', [1, 5, 5, 38, 70], 33, 'ERR_VARLEN_CU_SEQLENS', 'cuSeqlens must start at 0; got 1, expected 0'],
+    ['fall', [0, 5, 2, 38, 70], 33, 'ERR_VARLEN_CU_SEQLENS', 'cuSeqlens must not decrease; got'],
+    [
+      'negative',
+      [0, -2147483648, 5, 38, 70],
+      33,
+      'ERR_VARLEN_CU_SEQLENS',
+      'cuSeqlens must not decrease; got',
+    ],
+    [
+      'end',
+      [0, 5, 5, 38, 2147483647],
+      33,
+      'ERR_VARLEN_CU_SEQLENS',
+      'must end inside the tensor; got 2147483647',
+    ],
+    [
+      'longer than said',
+      [0, 5, 5, 38, 70],
+      20,
+      'ERR_VARLEN_MAX_SEQLEN',
+      'is smaller than a sequence; got 20',
+    ],
+  ])(
+    'rejects bad offsets of a tensor and touches no other memory: %s',
+    async (_, values, maxSeqlen, code, text) => {
+      const { q, k, v } = inputs(shape, 'bfloat16', 'cuda');
+      using offsets = Tensor.from(Int32Array.from(values), { device: 'cuda' });
+      const result = varlenAttention(q, k, v, { cuSeqlens: offsets, maxSeqlen });
+      const error = (await rejected(result.out.data())) as VarlenError;
+      expect(error.code).toBe(code);
+      expect(error.message).toContain(text);
+      expect(error.details.op).toBe('varlenAttention');
+      expect(gpu('fault')).toBe('');
+      using unharmed = q.to('float32');
+      expect((await unharmed.data()).length).toBe(q.size);
+      for (const tensor of [q, k, v, result.out, result.softmaxLse]) tensor.dispose();
+    },
+  );
+
+  test('agrees with the float64 reference as closely as the dtype allows', () => {
+    const { out } = outputs(shape, 'float16', 'cuda', { cuSeqlens, causal: true });
+    scope(() => {
+      const { q, k, v } = inputs(shape, 'float16', 'cpu');
+      const wide = (t: Tensor) => t.to('float32').dataSync() as Float32Array;
+      const want = varlenAttentionReference(
+        { q: wide(q), k: wide(k), v: wide(v) },
+        { numHeads: 4, numKvHeads: 2, headDim: 40, cuSeqlensQ: cuSeqlens, causal: true },
+      );
+      expect(distance(out, want.out)).toBeLessThanOrEqual(0.004);
+    });
+  });
+
+  test('says what has no kernel', async () => {
+    const { q, k, v } = inputs(shape, 'float32', 'cuda');
+    const wide = varlenAttention(q, k, v, { cuSeqlens });
+    expect(((await rejected(wide.out.data())) as VarlenError).message).toContain(
+      'no CUDA kernel for float32',
+    );
+    const half = inputs(shape, 'float16', 'cuda');
+    const split = varlenAttention(half.q, half.k, half.v, { cuSeqlens, numSplits: 4 });
+    expect(((await rejected(split.out.data())) as VarlenError).code).toBe('ERR_VARLEN_UNSUPPORTED');
+    const { out, softmaxLse, saved } = varlenAttention(half.q, half.k, half.v, { cuSeqlens });
+    expect((thrown(() => varlenAttentionBackward(half.q, saved)) as VarlenError).code).toBe(
+      'ERR_VARLEN_UNSUPPORTED',
+    );
+    for (const result of [wide, split, { out, softmaxLse }]) {
+      result.out.dispose();
+      result.softmaxLse.dispose();
+    }
+    for (const tensor of [q, k, v, half.q, half.k, half.v]) tensor.dispose();
+  });
+});
