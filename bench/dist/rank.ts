@@ -1,6 +1,7 @@
 /** One rank of the benches of bench/dist/targets.ts: prints one JSON line of what it measured. */
 import { init } from '../../src/dist/init.js';
 import type { ProcessGroup } from '../../src/dist/process-group.js';
+import { StoreClient } from '../../src/dist/store-client.js';
 
 /** The value below which a share `q` of the times lies. */
 function quantile(times: readonly number[], q: number): number {
@@ -56,8 +57,18 @@ async function abortMs(group: ProcessGroup): Promise<number> {
   return quantile(times, 0.5);
 }
 
+/** Resolves when every rank of the job has come here: how long programs take to start is not measured. */
+async function beginTogether(): Promise<void> {
+  const { MASTER_ADDR: host = '127.0.0.1', MASTER_PORT = '0', WORLD_SIZE } = process.env;
+  const store = await StoreClient.connect({ host, port: Number(MASTER_PORT) }, 60_000);
+  if ((await store.add('/bench/came', 1)) === Number(WORLD_SIZE)) await store.set('/bench/all', '1');
+  await store.get('/bench/all', 60_000);
+  store.close();
+}
+
 async function main(): Promise<void> {
   const what = process.argv[2];
+  await beginTogether();
   const started = performance.now();
   const group = await init({ backend: 'gloo', timeoutMs: 120_000 });
   const connectMs = performance.now() - started;

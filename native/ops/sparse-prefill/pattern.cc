@@ -481,7 +481,9 @@ void AddBlockMask(const Pattern& p, const Frame& f, ColumnSet& set) {
 void AddFixed(const Pattern& p, const Frame& f, ColumnSet& set) {
   const int64_t end = f.End();
   ForGroups(f, p.period, [&](int64_t group, RowBits rows) {
-    f.AddRange(set, std::min(end, group * p.period), std::min(end, (group + 1) * p.period), rows);
+    // Rows before the first key, of a chunk that is not causal, have no group.
+    f.AddRange(set, std::clamp<int64_t>(group * p.period, 0, end),
+               std::clamp<int64_t>((group + 1) * p.period, 0, end), rows);
   });
   for (int64_t j = 0; j < end; j += p.period) f.Add(set, j, f.active);
 }

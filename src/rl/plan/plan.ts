@@ -142,6 +142,10 @@ function scales(
         throw rangeError(op, 'aggregation', weightSum, 'weights whose sum float64 can hold');
       }
       const unit = factor / aggregation.normConstant / weightSum;
+      if (unit === Infinity) {
+        // A weight that float64 rounds to 0 would become NaN.
+        throw rangeError(op, 'aggregation', weightSum, 'weights that float64 can divide by their sum');
+      }
       for (let i = 0; i < lengths.length; i++) seqScale[i] = unit * weights![i];
       return seqScale;
     }
