@@ -416,6 +416,8 @@ TEST_CASE("GPU failures: a sticky error rejects what is pending, names the first
   ReadTask::Result pending;
   uint64_t ticket = 0;
   REQUIRE(m.stream->Enqueue(std::make_unique<ReadTask>(after, &pending), &ticket).ok());
+  // All of it is on the GPU: a call that met the error itself would tell its own name.
+  while (fake::Count("launch") < 2 || fake::Count("copy") < 3) std::this_thread::yield();
   fake::Go();
   m.stream->WaitFor(ticket);
   CHECK(pending.code == "ERR_VARLEN_CUDA");
