@@ -3,6 +3,7 @@ import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { packageRoot } from '../../src/native/load.js';
 import { deviceInfo } from '../../src/tensor/index.js';
 import { runVarlen } from './run-varlen.js';
 
@@ -49,6 +50,13 @@ test('CUDA switched off is said with its reason and what to do', async () => {
     code: expected,
     fix: expect.stringMatching(/VARLEN_DISABLE_CUDA|varlen build/),
   });
+});
+
+test('a GPU that works passes, and agrees with float64', async () => {
+  const emulated = join(packageRoot, 'build-cmake', process.env.VARLEN_SANITIZED ?? '', 'Release/emulated');
+  const report = await diagnose(['--require', 'cuda'], { VARLEN_PREBUILD: emulated });
+  expect(report).toMatchObject({ ok: true, code: 0, cuda: { available: true } });
+  expect(report.checks.filter(({ status }) => status !== 'ok')).toEqual([]);
 });
 
 test('--require cuda makes a machine without CUDA fail', async () => {

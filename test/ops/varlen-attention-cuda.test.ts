@@ -101,14 +101,20 @@ describe('varlenAttention on the GPU', () => {
   });
 
   test.each([
-    ['start', [1, 5, 5, 38, 70], 33, 'ERR_VARLEN_CU_SEQLENS', 'cuSeqlens must start at 0; got 1, expected 0'],
-    ['fall', [0, 5, 2, 38, 70], 33, 'ERR_VARLEN_CU_SEQLENS', 'cuSeqlens must not decrease; got'],
+    [
+      'start',
+      [1, 5, 5, 38, 70],
+      33,
+      'ERR_VARLEN_CU_SEQLENS',
+      'cuSeqlensQ must start at 0; got 1, expected 0',
+    ],
+    ['fall', [0, 5, 2, 38, 70], 33, 'ERR_VARLEN_CU_SEQLENS', 'cuSeqlensQ must not decrease; got'],
     [
       'negative',
       [0, -2147483648, 5, 38, 70],
       33,
       'ERR_VARLEN_CU_SEQLENS',
-      'cuSeqlens must not decrease; got',
+      'cuSeqlensQ must not decrease; got',
     ],
     [
       'end',

@@ -16,6 +16,8 @@ test('a sticky error rejects every pending promise, names the first op, and late
   using c = b.to('float32');
   const pending = [a.data(), b.data(), c.data(), Stream.of('cuda').synchronize()];
   const settled = Promise.allSettled(pending);
+  // All of it is on the GPU: a call that met the error itself would tell its own name.
+  while (Number(gpu('count copy')) < 5) await new Promise((resolve) => setTimeout(resolve, 1));
   gpu('go');
   for (const [i, result] of (await settled).entries()) {
     expect(result.status, String(i)).toBe('rejected');

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -39,9 +40,16 @@ struct Machine {
     fake::Delay(0);
     stream->WaitFor(stream->enqueued());
     stream->Finish();
+    const std::weak_ptr<Stream> gone = stream;
     stream.reset();
+    while (!gone.expired()) std::this_thread::yield();
     gpu->worker().Call([] {});
     gpu->waiter().Call([] {});
+    // The next test has the whole machine, once the stream's last thread has let go.
+    for (int i = 0; i < 1000 && gpu->memory().stats().reserved > 0; ++i) {
+      gpu->memory().ReleaseSegments();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
     static auto* const kept = new std::vector<std::unique_ptr<Gpu>>;
     kept->push_back(std::move(gpu));  // threads may still hold it
     fake::Reset();
@@ -298,7 +306,8 @@ TEST_CASE("GPU memory: small blocks share segments, and neighbours become one ag
   CHECK(memory.stats().reserved == DeviceMemory::kSmallSegment);
   for (int i : {3, 5, 4, 0, 19, 18}) memory.Give(blocks[static_cast<size_t>(i)], 1 << 20);
   // Three in a row are free, and hold what one of them does not.
-  CHECK(memory.Take(int64_t{1} << 20) != nullptr);
+  std::byte* again = memory.Take(int64_t{1} << 20);
+  REQUIRE(again != nullptr);
   CHECK(memory.stats().reserved == DeviceMemory::kSmallSegment);
   std::byte* large = memory.Take((int64_t{5} << 20) + 1);
   CHECK(memory.stats().reserved == DeviceMemory::kSmallSegment + (6 << 20));
@@ -306,6 +315,12 @@ TEST_CASE("GPU memory: small blocks share segments, and neighbours become one ag
   memory.ReleaseSegments();
   CHECK(memory.stats().reserved == DeviceMemory::kSmallSegment);
   CHECK(fake::Count("allocate") == 2);
+  memory.Give(again, 1 << 20);
+  for (int i : {1, 2, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17}) {
+    memory.Give(blocks[static_cast<size_t>(i)], 1 << 20);
+  }
+  memory.ReleaseSegments();
+  CHECK(memory.stats().reserved == 0);
 }
 
 TEST_CASE("GPU memory: exhaustion names the bytes asked for, held and free, and passes") {
@@ -401,6 +416,8 @@ TEST_CASE("GPU failures: a sticky error rejects what is pending, names the first
   ReadTask::Result pending;
   uint64_t ticket = 0;
   REQUIRE(m.stream->Enqueue(std::make_unique<ReadTask>(after, &pending), &ticket).ok());
+  // All of it is on the GPU: a call that met the error itself would tell its own name.
+  while (fake::Count("launch") < 2 || fake::Count("copy") < 3) std::this_thread::yield();
   fake::Go();
   m.stream->WaitFor(ticket);
   CHECK(pending.code == "ERR_VARLEN_CUDA");
