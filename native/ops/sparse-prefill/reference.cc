@@ -169,9 +169,9 @@ Status RunReference(const Forward& params) {
         double dot = 0;
         for (int64_t d = 0; d < dim; ++d) {
           dot += ReadDouble(params.q,
-                           (first_q + r) * params.q.strides[0] + head * params.q.strides[1] + d) *
+                            (first_q + r) * params.q.strides[0] + head * params.q.strides[1] + d) *
                  ReadDouble(params.k, (first_k + j) * params.k.strides[0] +
-                                         head / group * params.k.strides[1] + d);
+                                          head / group * params.k.strides[1] + d);
         }
         double score = scale * dot;
         if (cap > 0) score = cap * std::tanh(score / cap);
@@ -191,7 +191,7 @@ Status RunReference(const Forward& params) {
         const double weight = std::exp(scores[n] - lse);
         for (int64_t d = 0; d < value_dim; ++d) {
           out[d] += weight * ReadDouble(params.v, (first_k + keys[n]) * params.v.strides[0] +
-                                                     head / group * params.v.strides[1] + d);
+                                                      head / group * params.v.strides[1] + d);
         }
       }
       params.softmax_lse.data<double>()[head * total_q + first_q + r] = lse;

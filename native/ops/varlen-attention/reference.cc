@@ -199,7 +199,7 @@ Status RunReference(const Backward& params) {
         double delta = Dot(d_out_row, row.Output(v, head_dim).data(), head_dim);
         if (params.d_lse) {
           delta -= ReadDouble(params.d_lse, head * params.d_lse.strides[0] +
-                                               (sequence.first_q + i) * params.d_lse.strides[1]);
+                                                (sequence.first_q + i) * params.d_lse.strides[1]);
         }
         for (size_t n = 0; n < row.keys.size(); ++n) {
           const int64_t at = row.keys[n] * head_dim;
