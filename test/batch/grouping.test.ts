@@ -4,7 +4,7 @@ import { fitToSteps } from '../../src/batch/fit.js';
 import { groupWindow } from '../../src/batch/grouping.js';
 import { defaultCost } from '../../src/batch/limits.js';
 import type { GroupOptions } from '../../src/batch/window-view.js';
-import { numRuns } from '../support/num-runs.js';
+import { numRuns, runTimeout } from '../support/num-runs.js';
 import { thrown } from '../support/thrown.js';
 
 const padded = (tokens: number) => ({ mode: 'padded' as const, budget: { paddedTokens: tokens } });
@@ -154,91 +154,110 @@ const sortedFlat = (groups: readonly (readonly number[] | null)[]) =>
   groups.flatMap((group) => group ?? []).sort((a, b) => a - b);
 
 describe('groups of any window', () => {
-  test("equal an independent reading of the reference's rule", () => {
-    const property = fc.property(
-      window,
-      fc.integer({ min: 1, max: 300 }),
-      fc.option(fc.integer({ min: 1, max: 12 }), { nil: undefined }),
-      (samples, tokens, maxPatches) => {
-        const lengths = samples.map(({ length }) => length);
-        const patches = samples.map((one) => one.patches);
-        const budget = { paddedTokens: tokens, ...(maxPatches === undefined ? {} : { patches: maxPatches }) };
-        const groups = groupWindow(lengths, { mode: 'padded', groupingPolicy: 'odb', budget, patches });
-        expect(groups).toEqual(odbByTheBook(lengths, tokens, patches, maxPatches ?? 0));
-        for (const group of groups)
-          if (maxPatches === undefined) checkFeasible(group, lengths, { mode: 'padded', budget, patches });
-      },
-    );
-    fc.assert(property, numRuns(0.12));
-  });
-
-  test('hold every non-empty sample once, within every budget', () => {
-    const property = fc.property(window, limits, (samples, given) => {
-      const lengths = samples.map(({ length }) => length);
-      const options = optionsOf(
-        given,
-        samples.map(({ patches }) => patches),
+  test(
+    "equal an independent reading of the reference's rule",
+    () => {
+      const property = fc.property(
+        window,
+        fc.integer({ min: 1, max: 300 }),
+        fc.option(fc.integer({ min: 1, max: 12 }), { nil: undefined }),
+        (samples, tokens, maxPatches) => {
+          const lengths = samples.map(({ length }) => length);
+          const patches = samples.map((one) => one.patches);
+          const budget = {
+            paddedTokens: tokens,
+            ...(maxPatches === undefined ? {} : { patches: maxPatches }),
+          };
+          const groups = groupWindow(lengths, { mode: 'padded', groupingPolicy: 'odb', budget, patches });
+          expect(groups).toEqual(odbByTheBook(lengths, tokens, patches, maxPatches ?? 0));
+          for (const group of groups)
+            if (maxPatches === undefined) checkFeasible(group, lengths, { mode: 'padded', budget, patches });
+        },
       );
-      const groups = groupWindow(lengths, options);
-      expect(sortedFlat(groups)).toEqual([...lengths.keys()].filter((i) => lengths[i] > 0));
-      for (const group of groups) checkFeasible(group, lengths, options);
-    });
-    fc.assert(property, numRuns(0.12));
-  });
+      fc.assert(property, numRuns(0.12));
+    },
+    runTimeout(0.12, 3),
+  );
 
-  test('are never more under headroom than under the reference rule when only tokens count', () => {
-    const property = fc.property(
-      fc.array(fc.integer({ min: 1, max: 500 }), { maxLength: 60 }),
-      fc.integer({ min: 1, max: 2000 }),
-      (lengths, tokens) => {
-        const headroom = groupWindow(lengths, padded(tokens)).length;
-        expect(headroom).toBeLessThanOrEqual(
-          groupWindow(lengths, { ...padded(tokens), groupingPolicy: 'odb' }).length,
+  test(
+    'hold every non-empty sample once, within every budget',
+    () => {
+      const property = fc.property(window, limits, (samples, given) => {
+        const lengths = samples.map(({ length }) => length);
+        const options = optionsOf(
+          given,
+          samples.map(({ patches }) => patches),
         );
-      },
-    );
-    fc.assert(property, numRuns(0.05));
-  });
+        const groups = groupWindow(lengths, options);
+        expect(sortedFlat(groups)).toEqual([...lengths.keys()].filter((i) => lengths[i] > 0));
+        for (const group of groups) checkFeasible(group, lengths, options);
+      });
+      fc.assert(property, numRuns(0.12));
+    },
+    runTimeout(0.12, 3),
+  );
+
+  test(
+    'are never more under headroom than under the reference rule when only tokens count',
+    () => {
+      const property = fc.property(
+        fc.array(fc.integer({ min: 1, max: 500 }), { maxLength: 60 }),
+        fc.integer({ min: 1, max: 2000 }),
+        (lengths, tokens) => {
+          const headroom = groupWindow(lengths, padded(tokens)).length;
+          expect(headroom).toBeLessThanOrEqual(
+            groupWindow(lengths, { ...padded(tokens), groupingPolicy: 'odb' }).length,
+          );
+        },
+      );
+      fc.assert(property, numRuns(0.05));
+    },
+    runTimeout(0.05, 3),
+  );
 });
 
 describe('any fit of any window', () => {
-  test('has exactly the target of steps, feasible, descending by cost, with nothing lost', () => {
-    const property = fc.property(window, limits, fc.nat(50), (samples, given, target) => {
-      const lengths = samples.map(({ length }) => length);
-      const options = {
-        ...optionsOf(
-          given,
-          samples.map(({ patches }) => patches),
-        ),
-        carryAges: samples.map(({ age }) => age),
-      };
-      const groups = groupWindow(lengths, options);
-      const { steps, carry } = fitToSteps(groups, lengths, target, options);
-      expect(steps.length).toBe(target);
-      expect([...sortedFlat(steps), ...carry].sort((a, b) => a - b)).toEqual(sortedFlat(groups));
-      for (const step of steps) if (step !== null) checkFeasible(step, lengths, options);
-      if (groups.length <= target) expect(carry).toEqual([]);
-      const n = sortedFlat(groups).length;
-      expect(steps.filter((step) => step === null).length).toBe(Math.max(0, target - n));
-      const cost = (step: number[] | null) => {
-        const costs = (step ?? []).map((i) => defaultCost(lengths[i]));
-        return step === null
-          ? 0
-          : given.mode === 'padded'
-            ? step.length * Math.max(...costs)
-            : costs.reduce((a, b) => a + b, 0);
-      };
-      for (let i = 1; i < steps.length; i++)
-        expect(cost(steps[i])).toBeLessThanOrEqual(cost(steps[i - 1]) + 1e-9);
-      // What is carried is no older than what is kept, group by group.
-      if (carry.length > 0 && target > 0) {
-        const oldest = Math.max(...samples.map(({ age }, i) => (lengths[i] > 0 ? age : 0)));
-        const kept = steps.flatMap((step) => step ?? []).map((i) => samples[i].age);
-        expect(Math.max(...kept)).toBe(oldest);
-      }
-    });
-    fc.assert(property, numRuns(0.12));
-  });
+  test(
+    'has exactly the target of steps, feasible, descending by cost, with nothing lost',
+    () => {
+      const property = fc.property(window, limits, fc.nat(50), (samples, given, target) => {
+        const lengths = samples.map(({ length }) => length);
+        const options = {
+          ...optionsOf(
+            given,
+            samples.map(({ patches }) => patches),
+          ),
+          carryAges: samples.map(({ age }) => age),
+        };
+        const groups = groupWindow(lengths, options);
+        const { steps, carry } = fitToSteps(groups, lengths, target, options);
+        expect(steps.length).toBe(target);
+        expect([...sortedFlat(steps), ...carry].sort((a, b) => a - b)).toEqual(sortedFlat(groups));
+        for (const step of steps) if (step !== null) checkFeasible(step, lengths, options);
+        if (groups.length <= target) expect(carry).toEqual([]);
+        const n = sortedFlat(groups).length;
+        expect(steps.filter((step) => step === null).length).toBe(Math.max(0, target - n));
+        const cost = (step: number[] | null) => {
+          const costs = (step ?? []).map((i) => defaultCost(lengths[i]));
+          return step === null
+            ? 0
+            : given.mode === 'padded'
+              ? step.length * Math.max(...costs)
+              : costs.reduce((a, b) => a + b, 0);
+        };
+        for (let i = 1; i < steps.length; i++)
+          expect(cost(steps[i])).toBeLessThanOrEqual(cost(steps[i - 1]) + 1e-9);
+        // What is carried is no older than what is kept, group by group.
+        if (carry.length > 0 && target > 0) {
+          const oldest = Math.max(...samples.map(({ age }, i) => (lengths[i] > 0 ? age : 0)));
+          const kept = steps.flatMap((step) => step ?? []).map((i) => samples[i].age);
+          expect(Math.max(...kept)).toBe(oldest);
+        }
+      });
+      fc.assert(property, numRuns(0.12));
+    },
+    runTimeout(0.12, 3),
+  );
 
   test('evens out the costs even when no group is missing, and around a sample that is costly alone', () => {
     const sizes = (lengths: number[], policy: 'headroom' | 'odb' = 'headroom') => {

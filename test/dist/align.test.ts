@@ -13,7 +13,7 @@ import {
 } from '../../src/dist/align.js';
 import { SeededRandom, seededPermutation } from '../../src/seeded-random.js';
 import { miniGroups } from '../support/mini-group.js';
-import { numRuns } from '../support/num-runs.js';
+import { numRuns, runTimeout } from '../support/num-runs.js';
 import { rejected, thrown } from '../support/thrown.js';
 
 const header = (more: Partial<RoundHeader> = {}): RoundHeader => ({
@@ -112,34 +112,38 @@ describe('alignRound', () => {
     });
   });
 
-  test('keeps its promises on any headers', () => {
-    const property = fc.property(
-      fc.array(anyHeader, { minLength: 1, maxLength: 6 }),
-      fc.constantFrom('auto' as const, 'split' as const, 'defer' as const),
-      fc.nat(3),
-      (headers, align, maxDeferRounds) => {
-        const { target, final } = alignRound(headers, { align, maxDeferRounds });
-        const some = headers.some(({ samples }) => samples > 0);
-        expect(target >= 1).toBe(some); // progress
-        expect(target).toBeLessThanOrEqual(Math.max(...headers.map(({ steps }) => steps)));
-        expect(target).toBeLessThanOrEqual(
-          Math.min(...headers.map(({ maxSteps }) => maxSteps)) + (some ? 0 : Infinity),
-        );
-        if (target === 0) expect(final).toBe(true);
-        if (final) {
-          expect(headers.every(({ exhausted }) => exhausted) || headers.some(({ drain }) => drain)).toBe(
-            true,
+  test(
+    'keeps its promises on any headers',
+    () => {
+      const property = fc.property(
+        fc.array(anyHeader, { minLength: 1, maxLength: 6 }),
+        fc.constantFrom('auto' as const, 'split' as const, 'defer' as const),
+        fc.nat(3),
+        (headers, align, maxDeferRounds) => {
+          const { target, final } = alignRound(headers, { align, maxDeferRounds });
+          const some = headers.some(({ samples }) => samples > 0);
+          expect(target >= 1).toBe(some); // progress
+          expect(target).toBeLessThanOrEqual(Math.max(...headers.map(({ steps }) => steps)));
+          expect(target).toBeLessThanOrEqual(
+            Math.min(...headers.map(({ maxSteps }) => maxSteps)) + (some ? 0 : Infinity),
           );
-          expect(headers.every(({ steps }) => steps <= target)).toBe(true);
-        }
-        // The decision does not depend on who asks: any order of ranks gives the same.
-        expect(alignRound([...headers].reverse(), { align, maxDeferRounds })).toEqual(
-          alignRound(headers, { align, maxDeferRounds }),
-        );
-      },
-    );
-    fc.assert(property, numRuns(0.2));
-  });
+          if (target === 0) expect(final).toBe(true);
+          if (final) {
+            expect(headers.every(({ exhausted }) => exhausted) || headers.some(({ drain }) => drain)).toBe(
+              true,
+            );
+            expect(headers.every(({ steps }) => steps <= target)).toBe(true);
+          }
+          // The decision does not depend on who asks: any order of ranks gives the same.
+          expect(alignRound([...headers].reverse(), { align, maxDeferRounds })).toEqual(
+            alignRound(headers, { align, maxDeferRounds }),
+          );
+        },
+      );
+      fc.assert(property, numRuns(0.2));
+    },
+    runTimeout(0.2, 3),
+  );
 });
 
 describe('headers', () => {

@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { approxTokens } from '../../src/batch/approx-tokens.js';
 import { lossScale } from '../../src/dist/step-info.js';
-import { numRuns } from '../support/num-runs.js';
+import { numRuns, runTimeout } from '../support/num-runs.js';
 import { thrown } from '../support/thrown.js';
 
 describe('lossScale', () => {
@@ -20,32 +20,37 @@ describe('lossScale', () => {
     expect(lossScale({ localWeight: 2, globalWeight: 8, worldSize: 4 })).toBe(1);
   });
 
-  test('makes every kind of local loss and reduction the mean over all weight', () => {
-    const rank = fc.record({
-      n: fc.integer({ min: 0, max: 5000 }),
-      mean: fc.double({ min: 0.01, max: 20, noNaN: true }),
-    });
-    const property = fc.property(
-      fc.array(rank, { minLength: 1, maxLength: 9 }),
-      fc.constantFrom('mean' as const, 'sum' as const),
-      fc.constantFrom('mean' as const, 'sum' as const),
-      (ranks, localLoss, reduction) => {
-        const globalWeight = ranks.reduce((sum, { n }) => sum + n, 0);
-        const scaled = ranks.reduce((sum, { n, mean }) => {
-          const loss = n === 0 ? 0 : localLoss === 'mean' ? mean : n * mean;
-          return (
-            sum +
-            loss * lossScale({ localWeight: n, globalWeight, worldSize: ranks.length, localLoss, reduction })
-          );
-        }, 0);
-        const reduced = reduction === 'mean' ? scaled / ranks.length : scaled;
-        const flat =
-          globalWeight === 0 ? 0 : ranks.reduce((sum, { n, mean }) => sum + n * mean, 0) / globalWeight;
-        expect(Math.abs(reduced - flat)).toBeLessThanOrEqual(1e-12 * Math.abs(flat));
-      },
-    );
-    fc.assert(property, numRuns(0.1));
-  });
+  test(
+    'makes every kind of local loss and reduction the mean over all weight',
+    () => {
+      const rank = fc.record({
+        n: fc.integer({ min: 0, max: 5000 }),
+        mean: fc.double({ min: 0.01, max: 20, noNaN: true }),
+      });
+      const property = fc.property(
+        fc.array(rank, { minLength: 1, maxLength: 9 }),
+        fc.constantFrom('mean' as const, 'sum' as const),
+        fc.constantFrom('mean' as const, 'sum' as const),
+        (ranks, localLoss, reduction) => {
+          const globalWeight = ranks.reduce((sum, { n }) => sum + n, 0);
+          const scaled = ranks.reduce((sum, { n, mean }) => {
+            const loss = n === 0 ? 0 : localLoss === 'mean' ? mean : n * mean;
+            return (
+              sum +
+              loss *
+                lossScale({ localWeight: n, globalWeight, worldSize: ranks.length, localLoss, reduction })
+            );
+          }, 0);
+          const reduced = reduction === 'mean' ? scaled / ranks.length : scaled;
+          const flat =
+            globalWeight === 0 ? 0 : ranks.reduce((sum, { n, mean }) => sum + n * mean, 0) / globalWeight;
+          expect(Math.abs(reduced - flat)).toBeLessThanOrEqual(1e-12 * Math.abs(flat));
+        },
+      );
+      fc.assert(property, numRuns(0.1));
+    },
+    runTimeout(0.1, 3),
+  );
 
   test.each([
     ['localWeight', { localWeight: -1 }],

@@ -169,6 +169,7 @@ describe('properties', () => {
         numRuns(0.2),
       );
     },
+    runTimeout(0.2, 3),
   );
 
   test('first fit equals its plainest form while its tree grows', () => {
