@@ -107,7 +107,7 @@ function main() {
   }
   if (mode !== 'native') {
     results.push(models());
-    results.push(vitest('TypeScript tests'));
+    results.push(vitest('TypeScript tests', ['--project=source', '--project=package']));
     results.push(emulatedGpu());
     // Threads share one process: they load the addon into several environments of it.
     const again = ['--project=source', '--pool=threads', 'test/native', 'test/ops'];

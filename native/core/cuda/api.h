@@ -85,6 +85,7 @@ struct CudaRuntime {
   // Streams do not wait for the legacy default stream.
   int (*create_stream)(void** stream) = nullptr;
   int (*destroy_stream)(void* stream) = nullptr;
+  int (*synchronize_stream)(void* stream) = nullptr;  // the calling thread waits
   // Waiting for one gives the processor away; it keeps the time.
   int (*create_event)(void** event) = nullptr;
   int (*destroy_event)(void* event) = nullptr;

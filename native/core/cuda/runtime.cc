@@ -126,6 +126,7 @@ int RecordEvent(void* event, void* stream) {
 int WaitEvent(void* stream, void* event) {
   return Answer(cudaStreamWaitEvent(StreamOf(stream), EventOf(event), 0));
 }
+int SynchronizeStream(void* stream) { return Answer(cudaStreamSynchronize(StreamOf(stream))); }
 int SynchronizeEvent(void* event) { return Answer(cudaEventSynchronize(EventOf(event))); }
 int ElapsedMs(float* ms, void* start, void* end) {
   return Answer(cudaEventElapsedTime(ms, EventOf(start), EventOf(end)));
@@ -182,6 +183,7 @@ CudaRuntime LinkedCudaRuntime() {
   runtime.destroy_event = DestroyEvent;
   runtime.record_event = RecordEvent;
   runtime.wait_event = WaitEvent;
+  runtime.synchronize_stream = SynchronizeStream;
   runtime.synchronize_event = SynchronizeEvent;
   runtime.elapsed_ms = ElapsedMs;
   runtime.copy = Copy;

@@ -119,6 +119,9 @@ void GpuStream::Retire(uint64_t ticket, void* event, int error) {
     error = gpu_.api().synchronize_event(event);
   }
   if (error != error::kSuccess) {
+    // Without an event the GPU may still be at work on what is freed below. A dead one answers at
+    // once.
+    if (stream_ != nullptr) (void)gpu_.api().synchronize_stream(stream_);
     gpu_.Lose(Blame(gpu_.ErrorOf(error, "cudaEventSynchronize"), "", 0));
   }
   gpu_.ReturnEvent(event);

@@ -296,6 +296,17 @@ int WaitEvent(void* stream, void* event) {
   return error::kSuccess;
 }
 
+int SynchronizeStream(void* stream) {
+  const auto end = std::make_shared<Event>();
+  At(stream).Push([end] {
+    const std::lock_guard<std::mutex> lock(end->mutex);
+    end->done = 1;
+    end->passed.notify_all();
+  });
+  end->Wait(1);
+  return Enter("synchronize_stream");
+}
+
 int SynchronizeEvent(void* event) {
   const EventRef e = EventAt(event);
   uint64_t ticket = 0;
@@ -421,6 +432,7 @@ CudaRuntime Runtime() {
   table.destroy_event = DestroyEvent;
   table.record_event = RecordEvent;
   table.wait_event = WaitEvent;
+  table.synchronize_stream = SynchronizeStream;
   table.synchronize_event = SynchronizeEvent;
   table.elapsed_ms = ElapsedMs;
   table.copy = Copy;
