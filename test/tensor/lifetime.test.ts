@@ -2,6 +2,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { describe, expect, test } from 'vitest';
 import { memoryStats, scope, Tensor, VarlenError, varlenAttention } from '../../src/index.js';
+import { CPU } from '../../src/native/binding.js';
 import { loadNative } from '../../src/native/load.js';
 import { run } from '../support/program.js';
 import { thrown } from '../support/thrown.js';
@@ -198,8 +199,9 @@ describe('memory', () => {
 
   test('V8 hears of the bytes of every memory once', () => {
     const told = (): number => {
-      const addon = loadNative() as { memory(): number; result: Float64Array };
-      addon.memory();
+      const addon = loadNative() as { memory(): number; args: Float64Array; result: Float64Array };
+      addon.args[0] = CPU;
+      expect(addon.memory()).toBe(0);
       return addon.result[4];
     };
     const before = told();
