@@ -115,13 +115,16 @@ void GpuStream::Submit() {
 
 void GpuStream::Retire(uint64_t ticket, void* event, int error) {
   gpu_.Enter();
+  // Without an event the GPU, unless it is dead, may still be at work on what is freed below.
+  const bool at_work = event == nullptr ? gpu_.loss() == nullptr : !IsSticky(error);
+  const bool unseen = stream_ != nullptr && error != error::kSuccess && at_work;
+  if (unseen) (void)gpu_.api().synchronize_stream(stream_);
   if (event != nullptr && error == error::kSuccess) {
     error = gpu_.api().synchronize_event(event);
   }
   if (error != error::kSuccess) {
     // Without an event the GPU may still be at work on what is freed below. A dead one answers at
     // once.
-    if (stream_ != nullptr) (void)gpu_.api().synchronize_stream(stream_);
     gpu_.Lose(Blame(gpu_.ErrorOf(error, "cudaEventSynchronize"), "", 0));
   }
   gpu_.ReturnEvent(event);
