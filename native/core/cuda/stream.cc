@@ -123,8 +123,6 @@ void GpuStream::Retire(uint64_t ticket, void* event, int error) {
     error = gpu_.api().synchronize_event(event);
   }
   if (error != error::kSuccess) {
-    // Without an event the GPU may still be at work on what is freed below. A dead one answers at
-    // once.
     gpu_.Lose(Blame(gpu_.ErrorOf(error, "cudaEventSynchronize"), "", 0));
   }
   gpu_.ReturnEvent(event);
