@@ -148,6 +148,10 @@ const corrections: readonly (PolicyLossConfig['rolloutCorrection'] | undefined)[
 ];
 
 describe.each(RULES.map((rule) => [nameOf(rule), rule] as const))('%s', (_, rule) => {
+  // phi = exp(lambda + k w - lambda e^w) raises what the sum w of up to 40 log ratios was rounded by
+  // to k - lambda e^w times that: up to 25 before phi itself is nothing.
+  const relative = rule.clip.kind === 'vespo' ? 1.6e-5 : 4e-6;
+
   test('agrees with the float64 reference for every penalty and correction', () => {
     fc.assert(
       fc.property(
@@ -167,8 +171,8 @@ describe.each(RULES.map((rule) => [nameOf(rule), rule] as const))('%s', (_, rule
             const surrogate = policyLossReference(responses, withoutKl);
             const batch = batchOf(responses, config);
             const out = policyLoss(batch, planOf(responses), config, { perTokenLoss: true });
-            expectClose(read(out.dLogprobs), want.dLogprobs, 4e-6, surrogate.dLogprobs);
-            expectClose(read(out.perTokenLoss), want.perTokenLoss, 4e-6, surrogate.perTokenLoss);
+            expectClose(read(out.dLogprobs), want.dLogprobs, relative, surrogate.dLogprobs);
+            expectClose(read(out.perTokenLoss), want.perTokenLoss, relative, surrogate.perTokenLoss);
           });
         },
       ),
