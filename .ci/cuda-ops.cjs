@@ -1,8 +1,8 @@
 'use strict';
 
 /**
- * Ops whose CUDA kernels do all that their tests ask for. varlen-attention has no backward pass and no
- * float32 there: test/ops/varlen-attention-cuda.test.ts is for what it has.
+ * Ops whose CUDA kernels do all that their tests ask for. varlen-attention has no float32 there:
+ * test/ops/varlen-attention-cuda.test.ts is for what it has.
  */
 const CUDA_OPS = ['cross-entropy', 'group-advantage', 'policy-loss', 'policy-loss-from-logits'];
 
