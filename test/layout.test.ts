@@ -34,7 +34,6 @@ const WITHOUT_BACKWARD: readonly string[] = [
   'grad-clip',
   'group-advantage',
   'sampling',
-  'sparse-prefill',
   'write-rows',
 ];
 

@@ -56,6 +56,7 @@ using Ops = OpList<
     rope::Backward,
     sampling::Forward,
     sparse_prefill::Forward,
+    sparse_prefill::Backward,
     sparse_prefill::Count,
     sparse_prefill::Indices,
     sparse_prefill::Mask,

@@ -63,6 +63,7 @@ export type NativeOp =
   | 'ropeBackward'
   | 'sampling'
   | 'sparsePrefill'
+  | 'sparsePrefillBackward'
   | 'sparsePrefillCount'
   | 'sparsePrefillIndices'
   | 'sparsePrefillMask'

@@ -73,9 +73,13 @@ export {
   type MergeOptions,
   mergeAttentionStates,
   type RunnablePlan,
+  type SparsePrefillBackwardOptions,
+  type SparsePrefillGradients,
   type SparsePrefillOptions,
   type SparsePrefillResult,
+  type SparsePrefillSaved,
   sparsePrefill,
+  sparsePrefillBackward,
 } from './sparse-prefill.js';
 export { type SwigluOptions, swiglu } from './swiglu.js';
 export {

@@ -3,9 +3,13 @@ export {
   lseToLog2,
   type MergeOptions,
   mergeAttentionStates,
+  type SparsePrefillBackwardOptions,
+  type SparsePrefillGradients,
   type SparsePrefillOptions,
   type SparsePrefillResult,
+  type SparsePrefillSaved,
   sparsePrefill,
+  sparsePrefillBackward,
 } from '../ops/sparse-prefill.js';
 export { type HandoverTimes, minCloudTokens, type SegmentBiasOptions, segmentBias } from './companions.js';
 export {

@@ -9,6 +9,7 @@ Status NoCuda() {
 }  // namespace
 
 Status RunCuda(const Forward&) { return NoCuda(); }
+Status RunCuda(const Backward&) { return NoCuda(); }
 Status RunCuda(const Plan&) { return NoCuda(); }
 Status RunCuda(const Merge&) { return NoCuda(); }
 

@@ -35,6 +35,13 @@ Status CheckOffsets(const char* name, const HostOrTensor<int32_t>& offsets, int6
   return {};
 }
 
+Status CheckValueDim(const Tensor& v) {
+  const int64_t value_dim = v.shape[2];
+  if (value_dim >= 8 && value_dim <= kMaxHeadDim && value_dim % 8 == 0) return {};
+  return Invalid(Code::kHeadDim, "v", "has a head dimension outside the op's limits",
+                 Text(value_dim), "a multiple of 8 up to " + Text(kMaxHeadDim));
+}
+
 Status CheckHeads(const Tensor& q, const Tensor& k) {
   const int64_t head_dim = q.shape[2];
   if (head_dim < 8 || head_dim > kMaxHeadDim || head_dim % 8 != 0) {
@@ -99,13 +106,14 @@ Status Lengths::Validate(int64_t total_q, int64_t total_k) const {
 
 Status Forward::Validate() const {
   Status status = CheckHeads(q, k);
-  if (!status.ok()) return status;
-  const int64_t value_dim = v.shape[2];
-  if (value_dim < 8 || value_dim > kMaxHeadDim || value_dim % 8 != 0) {
-    return Invalid(Code::kHeadDim, "v", "has a head dimension outside the op's limits",
-                   Text(value_dim), "a multiple of 8 up to " + Text(kMaxHeadDim));
-  }
-  return lengths.Validate(q.shape[0], k.shape[0]);
+  if (status.ok()) status = CheckValueDim(v);
+  return status.ok() ? lengths.Validate(q.shape[0], k.shape[0]) : status;
+}
+
+Status Backward::Validate() const {
+  Status status = CheckHeads(q, k);
+  if (status.ok()) status = CheckValueDim(v);
+  return status.ok() ? lengths.Validate(q.shape[0], k.shape[0]) : status;
 }
 
 Status Plan::Validate() const {
@@ -128,6 +136,11 @@ Status Plan::Validate() const {
 }
 
 Status Run(const Forward& params) {
+  if (params.q.device.kind == DeviceKind::kCuda) return RunCuda(params);
+  Status status = CheckPlan(params.plan, params.lengths, params.q.shape[1]);
+  return status.ok() ? RunCpu(params) : status;
+}
+Status Run(const Backward& params) {
   if (params.q.device.kind == DeviceKind::kCuda) return RunCuda(params);
   Status status = CheckPlan(params.plan, params.lengths, params.q.shape[1]);
   return status.ok() ? RunCpu(params) : status;

@@ -15,7 +15,12 @@
 //   u(i,j)   = softmax_scale * q[i] . k[j]
 //   s(i,j)   = (softcap > 0 ? softcap * tanh(u / softcap) : u) + key_bias[h, j]
 //   lse(i)   = ln sum_{(i,j) in S} exp(s(i,j));   out(i) = sum_{(i,j) in S} exp(s(i,j) - lse(i))
-//   v[j] a row that keeps no key: out = 0, lse = -inf
+//   v[j] a row that keeps no key: out = 0, lse = -inf, and no gradient flows through it
+//
+//   P(i,j)     = exp(s(i,j) - lse(i));   delta(i) = dout[i] . out[i] - dlse(i)
+//   dU(i,j)    = P(i,j) * (dout[i] . v[j] - delta(i)) * (softcap > 0 ? 1 - tanh^2(u/softcap) : 1)
+//   dq[i]      = scale * sum_j dU(i,j) k[j];   dk[j] = scale * sum_{h,i} dU(i,j) q[i];
+//   dv[j]      = sum_{h,i} P(i,j) dout[i], all over S; key_bias is a constant
 //
 // S is exactly what the mask op exports; nothing else is computed and nothing is left out. Every S
 // of a causal plan obeys j <= pos(i). Query head h reads key/value head h / (numHeads /
@@ -64,6 +69,37 @@ struct Forward {
     lengths.Visit(visitor);
     visitor.Out("out", out, kFloats, {"totalTokensQ", "numHeads", "valueDim"});
     visitor.Out("softmaxLse", softmax_lse, kFloat32, {"numHeads", "totalTokensQ"});
+  }
+  Status Validate() const;
+};
+
+struct Backward {
+  static constexpr const char* kName = "sparsePrefillBackward";
+
+  Tensor d_out;                    // [totalTokensQ, numHeads, valueDim]
+  Tensor plan, q, k, v, key_bias;  // as in Forward
+  Tensor out, softmax_lse;         // what Forward gave
+  Tensor d_lse;                    // [numHeads, totalTokensQ] float32, optional
+  Lengths lengths;
+  Tensor dq, dk, dv;  // shapes and dtype of q, k, v, out
+
+  template <class Visitor>
+  void Visit(Visitor& visitor) {
+    visitor.In("dOut", d_out, kFloats, {"totalTokensQ", "numHeads", "valueDim"}, Layout::kRows);
+    visitor.In("plan", plan, kInt32, {"planWords"});
+    visitor.In("q", q, kFloats, {"totalTokensQ", "numHeads", "headDim"}, Layout::kRows);
+    visitor.In("k", k, kFloats, {"totalTokensK", "numKvHeads", "headDim"}, Layout::kRows);
+    visitor.In("v", v, kFloats, {"totalTokensK", "numKvHeads", "valueDim"}, Layout::kRows);
+    visitor.In("keyBias", key_bias, kFloat32, {"numHeads", "totalTokensK"}, Layout::kContiguous,
+               Need::kOptional);
+    visitor.In("out", out, kFloats, {"totalTokensQ", "numHeads", "valueDim"}, Layout::kRows);
+    visitor.In("softmaxLse", softmax_lse, kFloat32, {"numHeads", "totalTokensQ"});
+    visitor.In("dLse", d_lse, kFloat32, {"numHeads", "totalTokensQ"}, Layout::kContiguous,
+               Need::kOptional);
+    lengths.Visit(visitor);
+    visitor.Out("dq", dq, kFloats, {"totalTokensQ", "numHeads", "headDim"});
+    visitor.Out("dk", dk, kFloats, {"totalTokensK", "numKvHeads", "headDim"});
+    visitor.Out("dv", dv, kFloats, {"totalTokensK", "numKvHeads", "valueDim"});
   }
   Status Validate() const;
 };
@@ -206,6 +242,7 @@ struct Merge {
 };
 
 Status Run(const Forward& params);
+Status Run(const Backward& params);
 Status Run(const Plan& params);
 Status Run(const Count& params);
 Status Run(const Mask& params);
@@ -213,14 +250,17 @@ Status Run(const Indices& params);
 Status Run(const Merge& params);
 
 Status RunCpu(const Forward& params);
+Status RunCpu(const Backward& params);
 Status RunCpu(const Plan& params);
 Status RunCpu(const Merge& params);
 Status RunCuda(const Forward& params);
+Status RunCuda(const Backward& params);
 Status RunCuda(const Plan& params);
 Status RunCuda(const Merge& params);
 
 // Everything in float64 from inputs of any float dtype, pair by pair from the definitions of the
 // patterns, sharing nothing with the tiles; outputs are float64 tensors. The oracle of the tests.
 Status RunReference(const Forward& params);
+Status RunReference(const Backward& params);
 
 }  // namespace varlen::sparse_prefill

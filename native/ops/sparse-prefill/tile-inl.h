@@ -48,7 +48,16 @@ struct Scores {
   bool capped() const { return softcap > 0; }
   // What q is multiplied by: the dot product then is the base-2 score, or tanh's argument.
   float query_scale() const { return capped() ? scale / softcap : scale * kLog2E; }
+  float cap_log2() const { return softcap * kLog2E; }
 };
+
+// The lanes of vector v of a panel whose rows are set in `rows`, the panel's own.
+HWY_INLINE hn::Mask<Floats> LanesOf(RowBits rows, int v) {
+  const auto lanes = static_cast<uint32_t>(rows >> (v * kLanes));
+  uint8_t bits[8] = {};
+  std::memcpy(bits, &lanes, sizeof(lanes));
+  return hn::LoadMaskBits(Floats(), bits);
+}
 
 // Queries of up to 64 rows as panels [panel][unit of d][row of panel]. Float32 takes the scale in
 // with it; bfloat16 would round the product, and leaves it to the scores.
@@ -204,14 +213,11 @@ class TileBlock {
       while (plain_end < end && rows_of(plain_end) == all) ++plain_end;
     }
     const Floats d;
-    const Vector cap = hn::Set(d, scores_.softcap * kLog2E);
+    const Vector cap = hn::Set(d, scores_.cap_log2());
     const auto shape = [&](int v, int64_t c, Vector dot) HWY_ATTR {
       if (scores_.capped()) dot = hn::Mul(Tanh(dot), cap);
       if (bias_ != nullptr) dot = hn::Add(dot, hn::Set(d, bias_[column_[c]] * kLog2E));
-      const auto rows = static_cast<uint32_t>(rows_of(c) >> (v * kLanes));
-      uint8_t bits[8] = {};
-      std::memcpy(bits, &rows, sizeof(rows));
-      return hn::IfThenElse(hn::LoadMaskBits(d, bits), dot, hn::Set(d, -kInfinity));
+      return hn::IfThenElse(LanesOf(rows_of(c), v), dot, hn::Set(d, -kInfinity));
     };
     const int64_t first = p * kPanel;
     SoftmaxPanel<kVectors, kExpDegree, Units>(weights_, begin, plain_begin, plain_end, end, shape,
