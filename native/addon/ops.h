@@ -50,6 +50,7 @@ using Ops = OpList<
     policy_loss_from_hidden::Backward,
     policy_loss_from_logits::Forward,
     policy_loss_from_logits::Backward,
+    sparse_prefill::Rebalance,
     rms_norm::Forward,
     rms_norm::Backward,
     rope::Forward,

@@ -57,6 +57,7 @@ export type NativeOp =
   | 'policyLossFromHiddenBackward'
   | 'policyLossFromLogits'
   | 'policyLossFromLogitsBackward'
+  | 'rebalanceAttention'
   | 'rmsNorm'
   | 'rmsNormBackward'
   | 'rope'

@@ -81,6 +81,11 @@ export {
   sparsePrefill,
   sparsePrefillBackward,
 } from './sparse-prefill.js';
+export {
+  type RebalancedState,
+  type RebalanceOptions,
+  rebalanceAttention,
+} from './sparse-prefill-rebalance.js';
 export { type SwigluOptions, swiglu } from './swiglu.js';
 export {
   type SavedForBackward,

@@ -1,6 +1,6 @@
 import { readOptions, wrongType } from '../check.js';
 import { argumentError, varlenError } from '../errors.js';
-import { checkTensor, recordCall } from '../tensor/arguments.js';
+import { checkTensor, recordCall, zerosLike } from '../tensor/arguments.js';
 import type { Device } from '../tensor/device.js';
 import type { DType } from '../tensor/dtype.js';
 import { run } from '../tensor/run.js';
@@ -103,8 +103,8 @@ function disposable(out: Tensor, softmaxLse: Tensor): SparsePrefillResult {
   };
 }
 
-/** Refuses inputs that differ from those the plan was made for. */
-function checkPlan(op: string, plan: RunnablePlan, q: Tensor, k: Tensor): void {
+/** @internal Refuses inputs that differ from those the plan was made for. */
+export function checkPlan(op: string, plan: RunnablePlan, q: Tensor, k: Tensor): void {
   if (typeof plan !== 'object' || plan === null || !(plan.words instanceof Tensor)) {
     throw wrongType(op, 'plan', plan, 'a PrefillPlan');
   }
@@ -194,32 +194,35 @@ export function sparsePrefill(
   const values = { ...given, plan: plan.words, q, k, v, cuSeqlensQ, cuSeqlensK, softmaxScale, softcap };
   const made = run(OP, values, q.device, given.stream);
   const result = disposable(made[0] ?? given.out!, made[1] ?? given.softmaxLse!);
-  recordRun(plan, { q, k, v, ...result }, given);
+  recordPrefill(OP, plan, { q, k, v, ...result }, { keyBias: given.keyBias }, given.stream);
   return result;
 }
 
-/** Leaves a node on the tape, with names of its own: the caller may dispose inputs, results and plan. */
-function recordRun(
+/**
+ * @internal Leaves a node on the tape, with names of its own: the caller may dispose inputs, results and plan.
+ * `biases` are what was added to the scores: constants to backward.
+ */
+export function recordPrefill(
+  op: string,
   { words, cuSeqlensQ, cuSeqlensK, softmaxScale, softcap }: RunnablePlan,
   { q, k, v, out, softmaxLse }: Omit<SparsePrefillSaved, 'dOut'>,
-  { keyBias, stream }: SparsePrefillOptions,
+  biases: { keyBias?: Tensor | undefined; segments?: Tensor; segmentBias?: Tensor },
+  stream: Stream | undefined,
 ): void {
-  const tensors = [q, k, v, out, softmaxLse, words, keyBias] as const;
-  recordCall(OP, [q, k, v], [out, softmaxLse], tensors, ([dOut, dLse], kept) => {
+  const { keyBias, segments, segmentBias } = biases;
+  const tensors = [q, k, v, out, softmaxLse, words, keyBias, segments, segmentBias] as const;
+  recordCall(op, [q, k, v], [out, softmaxLse], tensors, ([dOut, dLse], kept) => {
     const inputs = { q: kept[0], k: kept[1], v: kept[2], out: kept[3], softmaxLse: kept[4] };
     const ofPlan = { plan: kept[5], cuSeqlensQ, cuSeqlensK, softmaxScale, softcap };
+    const constants = { keyBias: kept[6], segments: kept[7], segmentBias: kept[8] };
     // A loss of softmaxLse alone brings no gradient of out.
     const zero = dOut === undefined ? zerosLike(inputs.out) : undefined;
-    const values = { ...inputs, ...ofPlan, keyBias: kept[6], dOut: dOut ?? zero, dLse };
+    const values = { ...inputs, ...ofPlan, ...constants, dOut: dOut ?? zero, dLse };
     const on = stream === undefined || stream.disposed ? undefined : stream;
     const gradients = run(OP_BACKWARD, values, inputs.q.device, on);
     zero?.dispose();
     return gradients;
   });
-}
-
-function zerosLike({ shape, dtype, size, device }: Tensor): Tensor {
-  return Tensor.from(new Float32Array(size), { shape, dtype, device });
 }
 
 /**

@@ -11,7 +11,18 @@ export {
   sparsePrefill,
   sparsePrefillBackward,
 } from '../ops/sparse-prefill.js';
-export { type HandoverTimes, minCloudTokens, type SegmentBiasOptions, segmentBias } from './companions.js';
+export {
+  type RebalancedState,
+  type RebalanceOptions,
+  rebalanceAttention,
+} from '../ops/sparse-prefill-rebalance.js';
+export {
+  type HandoverTimes,
+  minCloudTokens,
+  type SegmentBiasOptions,
+  segmentBias,
+  segmentKeyBias,
+} from './companions.js';
 export {
   type LayerConfig,
   loadPatternConfig,
@@ -20,6 +31,7 @@ export {
   writeMinferenceConfig,
   writePatternConfig,
 } from './config.js';
+export { findCloudTokens, type Handover, type HandoverSetup, simulateHandover } from './handover.js';
 export type { ModalityLayout, ModalityRun } from './modality.js';
 export type {
   AShapePattern,

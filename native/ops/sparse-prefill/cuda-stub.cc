@@ -10,6 +10,7 @@ Status NoCuda() {
 
 Status RunCuda(const Forward&) { return NoCuda(); }
 Status RunCuda(const Backward&) { return NoCuda(); }
+Status RunCuda(const Rebalance&) { return NoCuda(); }
 Status RunCuda(const Plan&) { return NoCuda(); }
 Status RunCuda(const Merge&) { return NoCuda(); }
 

@@ -43,7 +43,8 @@ class GradientTile {
                 2 * Workspace::BytesFor<float>(kKeyBlock * stride_) +
                 Workspace::BytesFor<float>(kKeyBlock * RoundUp(dim_, kPanel)) +
                 2 * Workspace::BytesFor<float>(kKeyBlock * value_stride_) +
-                2 * Workspace::BytesFor<float>(kKeyBlock * kTileRows)),
+                2 * Workspace::BytesFor<float>(kKeyBlock * kTileRows) +
+                Workspace::BytesFor<float>(NumSegments(params) * kTileRows)),
         dq_(memory_.Take<float>(kTileRows * stride_)),
         keys_(memory_.Take<float>(kKeyBlock * stride_)),
         dk_(memory_.Take<float>(kKeyBlock * stride_)),
@@ -55,7 +56,8 @@ class GradientTile {
         lse_log2_(memory_.Take<float>(kTileRows)),
         delta_(memory_.Take<float>(kTileRows)),
         query_panels_(memory_.Take<float>(kTileRows * RoundUp(dim_, kPanel))),
-        d_out_panels_(memory_.Take<float>(kTileRows * RoundUp(value_dim_, kPanel))) {
+        d_out_panels_(memory_.Take<float>(kTileRows * RoundUp(value_dim_, kPanel))),
+        segment_bias_(memory_.Take<float>(NumSegments(params) * kTileRows)) {
     const auto row_of = [&](const Tensor& tensor) {
       return [&tensor, rows, query_row, head](int64_t r) {
         return ElementAt<T>(tensor, query_row + rows[r], head);
@@ -77,6 +79,18 @@ class GradientTile {
                   (params.d_lse ? params.d_lse.data<float>()[index] : 0.0f);
     }
     std::fill_n(dq_, kTileRows * stride_, 0.0f);
+    if (params.segments) {
+      const int64_t num_segments = params.segment_bias.shape[2];
+      segments_ = params.segments.data<int32_t>() + key_row;
+      for (int64_t g = 0; g < num_segments; ++g) {
+        for (int r = 0; r < count; ++r) {
+          const int64_t row = head * params.q.shape[0] + query_row + rows[r];
+          segment_bias_[g * kTileRows + r] =
+              params.segment_bias.data<float>()[row * num_segments + g] * kLog2E;
+        }
+        std::fill_n(segment_bias_ + g * kTileRows + count, kTileRows - count, 0.0f);
+      }
+    }
     bias_ = params.key_bias ? params.key_bias.data<float>() + head * params.k.shape[0] + key_row
                             : nullptr;
   }
@@ -124,6 +138,10 @@ class GradientTile {
   const float* dq(int64_t r) const { return dq_ + r * stride_; }  // not yet times the scale
 
  private:
+  static int64_t NumSegments(const Backward& params) {
+    return params.segments ? params.segment_bias.shape[2] : 0;
+  }
+
   void Gather() {
     const auto key = [&](int64_t c) {
       return ElementAt<T>(params_.k, key_row_ + column_[c], kv_head_);
@@ -166,6 +184,9 @@ class GradientTile {
           score = hn::Mul(tanh, cap);
         }
         if (bias_ != nullptr) score = hn::Add(score, hn::Set(d, bias_[column_[c]] * kLog2E));
+        if (const int32_t g = segments_ == nullptr ? -1 : segments_[column_[c]]; g >= 0) {
+          score = hn::Add(score, hn::LoadU(d, segment_bias_ + g * kTileRows + first + v * kLanes));
+        }
         const Vector row_lse = hn::LoadU(d, lse_log2_ + first + v * kLanes);
         const Vector row_delta = hn::LoadU(d, delta_ + first + v * kLanes);
         Vector weight = Exp2<kExpDegree>(hn::Sub(score, row_lse));
@@ -196,7 +217,9 @@ class GradientTile {
   float *lse_log2_, *delta_;    // [kTileRows]
   float* query_panels_;         // [panels of dim][kTileRows][kPanel]
   float* d_out_panels_;         // [panels of value dim][kTileRows][kPanel]
+  float* segment_bias_;         // [segments][kTileRows], base 2
   const float* bias_ = nullptr;
+  const int32_t* segments_ = nullptr;
   int64_t filled_ = 0;
   int64_t column_[kKeyBlock];
   RowBits kept_[kKeyBlock];

@@ -141,6 +141,7 @@ bool Keeps(const Pattern& p, const Pair& pair) {
 struct Inputs {
   const Tensor &q, &k, &v, &key_bias;
   const Lengths& lengths;
+  const Tensor &segments, &segment_bias;  // of Rebalance, or neither
 };
 
 double At(const Tensor& tensor, int64_t row, int64_t head, int64_t d) {
@@ -184,8 +185,39 @@ struct Row {
     for (double score : p) sum += std::exp(score - max);
     lse = max + std::log(sum);
     for (double& score : p) score = std::exp(score - lse);
+    if (!in.segments) return;
+    for (size_t n = 0; n < keys.size(); ++n) {
+      const int32_t g = in.segments.data<int32_t>()[first_k + keys[n]];
+      if (g < 0) continue;
+      const int64_t index = (head * in.q.shape[0] + query) * in.segment_bias.shape[2] + g;
+      p[n] *= std::exp(ReadDouble(in.segment_bias, index));
+    }
   }
 };
+
+// ln(a'_g / a_g) from the masses of one row's segments.
+std::vector<double> BiasOf(const std::vector<double>& mass, const Rebalance& params) {
+  std::vector<double> bias(mass.size(), 0.0);
+  double all = 0, shares = 0;
+  for (size_t g = 0; g < mass.size(); ++g) {
+    if (!(mass[g] > 0)) continue;
+    all += mass[g];
+    shares += params.shares.data()[g];
+  }
+  if (!(shares > 0)) return bias;
+  double moved = 0;
+  for (size_t g = 0; g < mass.size(); ++g) {
+    if (!(mass[g] > 0)) continue;
+    const double target =
+        (1 - params.strength) * mass[g] + params.strength * all * params.shares.data()[g] / shares;
+    bias[g] = std::min(params.max_bias, std::max(-params.max_bias, std::log(target / mass[g])));
+    moved += mass[g] * std::exp(bias[g]);
+  }
+  for (size_t g = 0; g < mass.size(); ++g) {
+    if (mass[g] > 0) bias[g] += std::log(all / moved);
+  }
+  return bias;
+}
 
 }  // namespace
 
@@ -197,7 +229,8 @@ Status RunReference(const Forward& params) {
   const int64_t value_dim = params.v.shape[2], total_q = params.q.shape[0];
   std::fill_n(params.out.data<double>(), params.out.size(), 0.0);
   std::fill_n(params.softmax_lse.data<double>(), params.softmax_lse.size(), -kInfinity);
-  const Inputs inputs{params.q, params.k, params.v, params.key_bias, params.lengths};
+  const Tensor none;
+  const Inputs inputs{params.q, params.k, params.v, params.key_bias, params.lengths, none, none};
 
   for (int64_t piece = 0; piece < plan.num_seqs() * num_heads; ++piece) {
     const int64_t b = piece / num_heads, head = piece % num_heads;
@@ -232,7 +265,8 @@ Status RunReference(const Backward& params) {
   for (const Tensor* gradient : {&params.dq, &params.dk, &params.dv}) {
     std::fill_n(gradient->data<double>(), gradient->size(), 0.0);
   }
-  const Inputs inputs{params.q, params.k, params.v, params.key_bias, params.lengths};
+  const Inputs inputs{params.q,       params.k,        params.v,           params.key_bias,
+                      params.lengths, params.segments, params.segment_bias};
   const double scale = params.lengths.softmax_scale;
   for (int64_t piece = 0; piece < plan.num_seqs() * num_heads; ++piece) {
     const int64_t b = piece / num_heads, head = piece % num_heads, kv_head = head / group;
@@ -267,6 +301,51 @@ Status RunReference(const Backward& params) {
           dv[d] += row.p[n] * At(params.d_out, query, head, d);
         }
       }
+    }
+  }
+  return {};
+}
+
+Status RunReference(const Rebalance& params) {
+  PlanView plan;
+  Status status = PlanView::Open(params.plan, &plan);
+  if (!status.ok()) return status;
+  const int64_t num_heads = params.q.shape[1], group = num_heads / params.k.shape[1];
+  const int64_t value_dim = params.v.shape[2], total_q = params.q.shape[0];
+  const int64_t num_segments = params.shares.size();
+  std::fill_n(params.out.data<double>(), params.out.size(), 0.0);
+  std::fill_n(params.softmax_lse.data<double>(), params.softmax_lse.size(), -kInfinity);
+  std::fill_n(params.segment_bias.data<double>(), params.segment_bias.size(), 0.0);
+  const Tensor none;
+  const Inputs inputs{params.q, params.k, params.v, none, params.lengths, none, none};
+  for (int64_t piece = 0; piece < plan.num_seqs() * num_heads; ++piece) {
+    const int64_t b = piece / num_heads, head = piece % num_heads;
+    Pattern pattern;
+    status = plan.Read(b, head, &pattern);
+    if (!status.ok()) return status;
+    const int64_t first_k = params.lengths.cu_seqlens_k.data()[b];
+    for (int64_t r = 0; r < plan.sequence(b).q_length; ++r) {
+      const int64_t query = params.lengths.cu_seqlens_q.data()[b] + r;
+      const Row row(inputs, pattern, plan.sequence(b), b, head, r);
+      std::vector<double> mass(static_cast<size_t>(num_segments), 0.0);
+      const auto segment = [&](size_t n) {
+        return params.segments.data<int32_t>()[first_k + row.keys[n]];
+      };
+      for (size_t n = 0; n < row.keys.size(); ++n) {
+        if (segment(n) >= 0) mass[static_cast<size_t>(segment(n))] += row.p[n];
+      }
+      const std::vector<double> bias = BiasOf(mass, params);
+      double* out = params.out.data<double>() + (query * num_heads + head) * value_dim;
+      for (size_t n = 0; n < row.keys.size(); ++n) {
+        const int32_t g = segment(n);
+        const double p = row.p[n] * (g < 0 ? 1 : std::exp(bias[static_cast<size_t>(g)]));
+        for (int64_t d = 0; d < value_dim; ++d) {
+          out[d] += p * At(params.v, first_k + row.keys[n], head / group, d);
+        }
+      }
+      params.softmax_lse.data<double>()[head * total_q + query] = row.lse;
+      std::copy(bias.begin(), bias.end(),
+                params.segment_bias.data<double>() + (head * total_q + query) * num_segments);
     }
   }
   return {};

@@ -22,6 +22,15 @@
 //   dq[i]      = scale * sum_j dU(i,j) k[j];   dk[j] = scale * sum_{h,i} dU(i,j) q[i];
 //   dv[j]      = sum_{h,i} P(i,j) dout[i], all over S; key_bias is a constant
 //
+// Rebalance changes how much attention a row pays each segment g of its keys (an image), and
+// nothing else (formulas: docs/guide/sparse-prefill.md; derived here). With a_g the row's mass on
+// segment g, A their sum over the visible ones, w_g the shares asked for:
+//
+//   a'_g = (1 - strength) a_g + strength A w_g;   b_g = ln(a'_g / a_g), at most max_bias either way
+//   out(i) = sum_g e^{b_g} sum_{j in g} P(i,j) v[j] + the part of keys in no segment
+//
+// sum a'_g = A, so that lse stays. Backward with the b_g as constants: P(i,j) gains e^{b_g}.
+//
 // S is exactly what the mask op exports; nothing else is computed and nothing is left out. Every S
 // of a causal plan obeys j <= pos(i). Query head h reads key/value head h / (numHeads /
 // numKvHeads). A row's bits depend on its own sequence and plan only: not on threads, nor on what
@@ -78,7 +87,8 @@ struct Backward {
 
   Tensor d_out;                    // [totalTokensQ, numHeads, valueDim]
   Tensor plan, q, k, v, key_bias;  // as in Forward
-  Tensor out, softmax_lse;         // what Forward gave
+  Tensor segments, segment_bias;   // of Rebalance, both or neither
+  Tensor out, softmax_lse;         // what Forward or Rebalance gave
   Tensor d_lse;                    // [numHeads, totalTokensQ] float32, optional
   Lengths lengths;
   Tensor dq, dk, dv;  // shapes and dtype of q, k, v, out
@@ -92,6 +102,10 @@ struct Backward {
     visitor.In("v", v, kFloats, {"totalTokensK", "numKvHeads", "valueDim"}, Layout::kRows);
     visitor.In("keyBias", key_bias, kFloat32, {"numHeads", "totalTokensK"}, Layout::kContiguous,
                Need::kOptional);
+    visitor.In("segments", segments, kInt32, {"totalTokensK"}, Layout::kContiguous,
+               Need::kOptional);
+    visitor.In("segmentBias", segment_bias, kFloat32, {"numHeads", "totalTokensQ", "numSegments"},
+               Layout::kContiguous, Need::kOptional);
     visitor.In("out", out, kFloats, {"totalTokensQ", "numHeads", "valueDim"}, Layout::kRows);
     visitor.In("softmaxLse", softmax_lse, kFloat32, {"numHeads", "totalTokensQ"});
     visitor.In("dLse", d_lse, kFloat32, {"numHeads", "totalTokensQ"}, Layout::kContiguous,
@@ -103,6 +117,37 @@ struct Backward {
   }
   Status Validate() const;
 };
+
+struct Rebalance {
+  static constexpr const char* kName = "rebalanceAttention";
+
+  Tensor plan, q, k, v;        // as in Forward
+  Tensor segments;             // [totalTokensK], segment of each key; -1: none
+  HostOrTensor<float> shares;  // [numSegments] on the host, w_g up to a factor
+  Lengths lengths;
+  double strength = 0.5, max_bias = 4;
+  Tensor out, softmax_lse;  // as in Forward, out
+  Tensor segment_bias;      // [numHeads, totalTokensQ, numSegments] float32, b_g, out
+
+  template <class Visitor>
+  void Visit(Visitor& visitor) {
+    visitor.In("plan", plan, kInt32, {"planWords"});
+    visitor.In("q", q, kFloats, {"totalTokensQ", "numHeads", "headDim"}, Layout::kRows);
+    visitor.In("k", k, kFloats, {"totalTokensK", "numKvHeads", "headDim"}, Layout::kRows);
+    visitor.In("v", v, kFloats, {"totalTokensK", "numKvHeads", "valueDim"}, Layout::kRows);
+    visitor.In("segments", segments, kInt32, {"totalTokensK"});
+    visitor.HostOrTensor("shares", shares, {"numSegments"}, Need::kRequired);
+    lengths.Visit(visitor);
+    visitor.Scalar("strength", strength);
+    visitor.Scalar("maxBias", max_bias);
+    visitor.Out("out", out, kFloats, {"totalTokensQ", "numHeads", "valueDim"});
+    visitor.Out("softmaxLse", softmax_lse, kFloat32, {"numHeads", "totalTokensQ"});
+    visitor.Out("segmentBias", segment_bias, kFloat32, {"numHeads", "totalTokensQ", "numSegments"});
+  }
+  Status Validate() const;
+};
+// Partial results of one tile's segments stand side by side: 33 MiB a thread at headDim 512.
+inline constexpr int64_t kMaxSegments = 255;
 
 // Resolves a configuration into a plan: finds verticals, slashes, strides and blocks from the last
 // queries (estimate.h), measures what the plan keeps, and adds keys where too little is kept.
@@ -243,6 +288,7 @@ struct Merge {
 
 Status Run(const Forward& params);
 Status Run(const Backward& params);
+Status Run(const Rebalance& params);
 Status Run(const Plan& params);
 Status Run(const Count& params);
 Status Run(const Mask& params);
@@ -251,10 +297,12 @@ Status Run(const Merge& params);
 
 Status RunCpu(const Forward& params);
 Status RunCpu(const Backward& params);
+Status RunCpu(const Rebalance& params);
 Status RunCpu(const Plan& params);
 Status RunCpu(const Merge& params);
 Status RunCuda(const Forward& params);
 Status RunCuda(const Backward& params);
+Status RunCuda(const Rebalance& params);
 Status RunCuda(const Plan& params);
 Status RunCuda(const Merge& params);
 
@@ -262,5 +310,6 @@ Status RunCuda(const Merge& params);
 // patterns, sharing nothing with the tiles; outputs are float64 tensors. The oracle of the tests.
 Status RunReference(const Forward& params);
 Status RunReference(const Backward& params);
+Status RunReference(const Rebalance& params);
 
 }  // namespace varlen::sparse_prefill
