@@ -1,4 +1,9 @@
 export {
+  type CompressedTokens,
+  type CompressVisualTokensOptions,
+  compressVisualTokens,
+} from '../ops/compress-visual-tokens.js';
+export {
   type AttentionState,
   lseToLog2,
   type MergeOptions,
@@ -71,6 +76,7 @@ export {
   type SearchResult,
   searchPatterns,
 } from './search.js';
+export type { Objective, Tried } from './search-head.js';
 export { deserializePlan, serializePlan } from './serialize.js';
 export type { PatternSummary } from './summary.js';
 export { type SynthHead, type SynthKind, type SynthOptions, synthHead } from './synthetic.js';
