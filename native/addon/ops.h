@@ -3,6 +3,7 @@
 #include "addon/bind.h"
 #include "ops/adamw/adamw.h"
 #include "ops/add/add.h"
+#include "ops/compress-visual-tokens/compress-visual-tokens.h"
 #include "ops/cross-entropy-from-hidden/cross-entropy-from-hidden.h"
 #include "ops/cross-entropy/cross-entropy.h"
 #include "ops/embedding/embedding.h"
@@ -29,6 +30,7 @@ namespace varlen::addon {
 using Ops = OpList<
     adamw::Forward,
     add::Forward,
+    compress_visual_tokens::Forward,
     cross_entropy::Forward,
     cross_entropy::Backward,
     cross_entropy_from_hidden::Forward,

@@ -36,6 +36,7 @@ export interface NativeTensor {
 export type NativeOp =
   | 'adamw'
   | 'add'
+  | 'compressVisualTokens'
   | 'crossEntropy'
   | 'crossEntropyBackward'
   | 'crossEntropyFromHidden'

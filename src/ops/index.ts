@@ -1,6 +1,11 @@
 export { Pcg32, type Pcg32State } from '../pcg32.js';
 export { type AdamwOptions, type AdamwTensors, adamw } from './adamw.js';
 export { type AddOptions, add } from './add.js';
+export {
+  type CompressedTokens,
+  type CompressVisualTokensOptions,
+  compressVisualTokens,
+} from './compress-visual-tokens.js';
 export { crossEntropy } from './cross-entropy.js';
 export { type CrossEntropyFromHiddenOptions, crossEntropyFromHidden } from './cross-entropy-from-hidden.js';
 export type { CrossEntropyOptions, CrossEntropyResult } from './cross-entropy-options.js';

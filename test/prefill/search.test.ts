@@ -70,7 +70,7 @@ describe('searchPatterns', () => {
     expect(heads[0]).toMatchObject({ pattern: { kind: 'dense' }, recall: 1, cost: 1 });
   });
 
-  const mixture = (boundary: 'query' | 'pair', frames = 60, textLength = 200) => {
+  const mixture = (boundary: 'query' | 'pair', frames = 48, textLength = 150) => {
     const head = synthHead({
       frames,
       frameTokens: 49,
@@ -90,7 +90,7 @@ describe('searchPatterns', () => {
     forceVertical: 4,
     forceSlash: 16,
   };
-  const budget: HeadPattern = { kind: 'a-shape', sink: 32, local: 900 };
+  const budget: HeadPattern = { kind: 'a-shape', sink: 32, local: 500 };
 
   test('a pattern per query modality wins where each looks for keys of its own', async () => {
     const { heads, layer } = await searchPatterns(mixture('query'), {
@@ -118,9 +118,9 @@ describe('searchPatterns', () => {
   });
 
   test('pairs of modalities are searched one by one and composed at the budget', async () => {
-    const { heads } = await searchPatterns(mixture('pair'), {
+    const { heads } = await searchPatterns(mixture('pair', 60, 200), {
       candidates: [local, verticals],
-      budget,
+      budget: { kind: 'a-shape', sink: 32, local: 900 },
       minRecall: 0,
     });
     const composed = heads[0].tried[3];
