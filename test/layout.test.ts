@@ -10,6 +10,7 @@ import { packageRoot as root } from '../src/native/load.js';
 const WITHOUT_CUDA = [
   'adamw',
   'add',
+  'compress-visual-tokens',
   'cross-entropy-from-hidden',
   'embedding',
   'fused-linear-jsd',
@@ -31,10 +32,10 @@ const WITHOUT_CUDA = [
 const WITHOUT_BACKWARD: readonly string[] = [
   'adamw',
   'add',
+  'compress-visual-tokens',
   'grad-clip',
   'group-advantage',
   'sampling',
-  'sparse-prefill',
   'write-rows',
 ];
 
