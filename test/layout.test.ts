@@ -10,13 +10,9 @@ import { packageRoot as root } from '../src/native/load.js';
 const WITHOUT_CUDA = [
   'adamw',
   'add',
-  'cross-entropy-from-hidden',
   'embedding',
-  'fused-linear-jsd',
-  'generalized-jsd',
   'grad-clip',
   'linear',
-  'policy-loss-from-hidden',
   'rms-norm',
   'rope',
   'sampling',
