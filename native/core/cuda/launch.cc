@@ -32,6 +32,10 @@ void* Launch::TakeScratch(int64_t bytes) {
   if (!ok() || bytes == 0) return nullptr;
   StorageRef storage;
   Status status = scratch_.Allocate(bytes, Cache::Writer::kStream, &storage);
+  if (!status.ok() && reclaim_) {
+    reclaim_();
+    status = scratch_.Allocate(bytes, Cache::Writer::kStream, &storage);
+  }
   if (!status.ok()) {
     status_ = std::move(status);
     return nullptr;
@@ -100,7 +104,8 @@ void Launch::Mark(std::function<void(double ms)> passed) {
   void* event = gpu_.TakeEvent();
   if (event == nullptr) return;
   Note(gpu_.api().record_event(event, stream_), "cudaEventRecord", "", Site::current());
-  OnDone([&gpu = gpu_, event, passed = std::move(passed)]() -> Status {
+  // The event goes back even so.
+  checks_.push_back([&gpu = gpu_, event, passed = std::move(passed)]() -> Status {
     gpu.Enter();
     passed(gpu.TimeOf(event));
     gpu.ReturnEvent(event);

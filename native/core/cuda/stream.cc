@@ -50,7 +50,10 @@ void GpuStream::Begin(InFlight& entry) {
   }
   // What the launch takes and gives back belongs to this ticket.
   scratch_progress_->enqueued.store(entry.ticket, std::memory_order_release);
-  Launch launch(gpu_, stream_, *scratch_);
+  Launch launch(gpu_, stream_, *scratch_, [this] {
+    Trim();  // what tensors left behind
+    gpu_.memory().ReleaseSegments();
+  });
   {
     const LaunchScope scope(&launch);
     entry.task->Run(entry.ticket);

@@ -172,7 +172,7 @@ HWY_INLINE TokenMask LoadMask(const uint8_t* array, int64_t t, int64_t n) {
   }
   const auto wide = hn::PromoteTo(di32, hn::LoadU(du8, array + t));
   const TokenMask set = hn::RebindMask(d, hn::Ne(wide, hn::Zero(di32)));
-  // GCC 12 was seen to leave the upper half of `padded` as it was.
+  // Lanes past n are off by this, whatever `padded` holds there.
   return kFull ? set : hn::And(set, hn::FirstN(d, static_cast<size_t>(n)));
 }
 

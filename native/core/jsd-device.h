@@ -11,7 +11,7 @@
 // The generalized Jensen-Shannon divergence on a GPU. A block takes a row: one pass over both sides
 // for their log-sum-exps, one for L and the inner sum; another launch weighs the tokens and adds up
 // the loss in an order that does not depend on the grid. Every pointer is device memory.
-namespace varlen::generalized_jsd {
+namespace varlen::jsd {
 
 struct DeviceOptions {
   DeviceActivation activation;
@@ -30,16 +30,35 @@ inline DeviceOptions DeviceOptionsOf(float beta, float temperature, float softca
           loss_scale};
 }
 
-// Student and teacher logits [num_rows, vocab_size], rows `stride` apart.
+// Whose the rows of logits are. By default row i is token i's and all are there; else rows are
+// those of the tokens that count, in order, behind `first` others.
+struct RowTokens {
+  const int32_t* order = nullptr;  // [num_rows], tokens
+  const int32_t* count = nullptr;  // [1]: how many tokens count
+  int64_t first = 0;
+
+  SIMT_FN int64_t NumRows(int64_t most) const {
+    if (count == nullptr) return most;
+    const int64_t left = simt::Load(count) - first;
+    return left < 0 ? 0 : left < most ? left : most;
+  }
+  SIMT_FN int64_t TokenOf(int64_t row) const {
+    return order == nullptr ? row : simt::Load(order + row);
+  }
+};
+
+// Student and teacher logits [num_rows, vocab_size], rows `stride` apart. What belongs to tokens is
+// found by RowTokens.
 template <class S, class T>
 struct DeviceSides {
   const S* student;
   const T* teacher;
   int64_t student_stride, teacher_stride;
-  const uint8_t* mask;  // [num_rows] or null
+  const uint8_t* mask;  // [num_tokens] or null
   int64_t num_rows, vocab_size;
   DeviceOptions options;
   bool vector_student, vector_teacher;  // rows begin at multiples of 16 bytes
+  RowTokens tokens{};
 };
 
 // A row's log-sum-exp, in two floats of which the first subtracts without error from logits near
@@ -104,27 +123,29 @@ struct DeviceDivergence {
 
   struct Params {
     DeviceSides<S, T> in;
-    float* per_token;  // [num_rows]; this and the others are 0 where the mask is
+    float* per_token;  // [num_tokens]; this and the others are 0 where the mask is
     double* student_lse;
     double* teacher_lse;
     double* inner;
   };
 
   static SIMT_FN void Run(const Params& p, unsigned char* shared) {
-    for (int64_t row = simt::BlockIndex(); row < p.in.num_rows; row += simt::GridSize()) {
-      if (RowCounts(p.in.mask, nullptr, row)) {
-        Divergence(p, row, reinterpret_cast<double*>(shared));
+    const int64_t rows = p.in.tokens.NumRows(p.in.num_rows);
+    for (int64_t row = simt::BlockIndex(); row < rows; row += simt::GridSize()) {
+      const int64_t token = p.in.tokens.TokenOf(row);
+      if (RowCounts(p.in.mask, nullptr, token)) {
+        Divergence(p, row, token, reinterpret_cast<double*>(shared));
       } else if (simt::ThreadIndex() == 0) {
-        simt::Store(p.per_token + row, 0.0f);
-        simt::Store(p.student_lse + row, 0.0);
-        simt::Store(p.teacher_lse + row, 0.0);
-        simt::Store(p.inner + row, 0.0);
+        simt::Store(p.per_token + token, 0.0f);
+        simt::Store(p.student_lse + token, 0.0);
+        simt::Store(p.teacher_lse + token, 0.0);
+        simt::Store(p.inner + token, 0.0);
       }
     }
   }
 
  private:
-  static SIMT_FN void Divergence(const Params& p, int64_t row, double* shared) {
+  static SIMT_FN void Divergence(const Params& p, int64_t row, int64_t token, double* shared) {
     const DeviceSides<S, T>& in = p.in;
     const S* student = in.student + row * in.student_stride;
     const T* teacher = in.teacher + row * in.teacher_stride;
@@ -152,10 +173,10 @@ struct DeviceDivergence {
     loss = BlockSum(loss, shared + 2 * kWarps);
     inner = BlockSum(inner, shared + 3 * kWarps);
     if (simt::ThreadIndex() != 0) return;
-    simt::Store(p.per_token + row, static_cast<float>(in.options.loss_scale * loss));
-    simt::Store(p.student_lse + row, student_lse);
-    simt::Store(p.teacher_lse + row, teacher_lse);
-    simt::Store(p.inner + row, inner);
+    simt::Store(p.per_token + token, static_cast<float>(in.options.loss_scale * loss));
+    simt::Store(p.student_lse + token, student_lse);
+    simt::Store(p.teacher_lse + token, teacher_lse);
+    simt::Store(p.inner + token, inner);
   }
 
   template <class E>
@@ -287,6 +308,15 @@ struct DeviceWeights {
   }
 };
 
+// What dz of a token's L is multiplied by, loss_scale apart; of the Params of a backward pass.
+template <class Params>
+SIMT_FN float FactorOf(const Params& p, int64_t token) {
+  float factor = 0;
+  if (p.d_loss != nullptr) factor = simt::Load(p.d_loss) * simt::Load(p.coefficients + token);
+  if (p.d_per_token != nullptr) factor += simt::Load(p.d_per_token + token);
+  return factor;
+}
+
 template <class S, class T>
 struct DeviceDivergenceGradients {
   static constexpr int kThreads = 256;
@@ -296,24 +326,26 @@ struct DeviceDivergenceGradients {
   struct Params {
     DeviceSides<S, T> in;
     const float* d_loss;        // [1] or null
-    const float* d_per_token;   // [num_rows] or null
-    const float* coefficients;  // [num_rows], like all of the forward pass
+    const float* d_per_token;   // [num_tokens] or null
+    const float* coefficients;  // [num_tokens], like all of the forward pass
     const double* student_lse;
     const double* teacher_lse;
     const double* inner;
-    S* d_student;  // [num_rows, vocab_size]
+    S* d_student;  // [num_rows, vocab_size]; may be the student's logits
     int64_t d_stride;
     bool vector_stores;
   };
 
   static SIMT_FN void Run(const Params& p, unsigned char*) {
     const DeviceSides<S, T>& in = p.in;
-    for (int64_t row = simt::BlockIndex(); row < in.num_rows; row += simt::GridSize()) {
-      const bool counts = RowCounts(in.mask, nullptr, row);
-      const float factor = counts ? in.options.loss_scale * FactorOf(p, row) : 0.0f;
-      const SplitLse q(counts ? simt::Load(p.student_lse + row) : 0);
-      const SplitLse t(counts ? simt::Load(p.teacher_lse + row) : 0);
-      const auto inner = counts ? static_cast<float>(simt::Load(p.inner + row)) : 0.0f;
+    const int64_t rows = in.tokens.NumRows(in.num_rows);
+    for (int64_t row = simt::BlockIndex(); row < rows; row += simt::GridSize()) {
+      const int64_t token = in.tokens.TokenOf(row);
+      const bool counts = RowCounts(in.mask, nullptr, token);
+      const float factor = counts ? in.options.loss_scale * FactorOf(p, token) : 0.0f;
+      const SplitLse q(counts ? simt::Load(p.student_lse + token) : 0);
+      const SplitLse t(counts ? simt::Load(p.teacher_lse + token) : 0);
+      const auto inner = counts ? static_cast<float>(simt::Load(p.inner + token)) : 0.0f;
       for (int64_t first = int64_t{simt::ThreadIndex()} * internal::kChunk; first < in.vocab_size;
            first += int64_t{kThreads} * internal::kChunk) {
         float z[internal::kChunk] = {}, y[internal::kChunk];
@@ -335,14 +367,6 @@ struct DeviceDivergenceGradients {
       }
     }
   }
-
- private:
-  static SIMT_FN float FactorOf(const Params& p, int64_t row) {
-    float factor = 0;
-    if (p.d_loss != nullptr) factor = simt::Load(p.d_loss) * simt::Load(p.coefficients + row);
-    if (p.d_per_token != nullptr) factor += simt::Load(p.d_per_token + row);
-    return factor;
-  }
 };
 
-}  // namespace varlen::generalized_jsd
+}  // namespace varlen::jsd

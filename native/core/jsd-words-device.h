@@ -2,14 +2,14 @@
 
 #include <cmath>
 
+#include "core/jsd-device.h"
 #include "core/row-block-device.h"
-#include "ops/generalized-jsd/device.h"
 
 // The divergence over some words of each row (core/jsd.h) on a GPU. A block takes a row: the
 // log-sum-exps of whole rows, the words (given ones, or the largest of one side, found as in
 // core/row-block-device.h), and sums over their bins in float64, whose logits are gathered anew in
 // each pass. Every pointer is device memory.
-namespace varlen::generalized_jsd {
+namespace varlen::jsd {
 
 template <class T>
 SIMT_FN double RowLogSumExp(RowBlock& block, const RowBlock::Row<T>& row,
@@ -69,57 +69,59 @@ struct DeviceWordDivergence {
   struct Params {
     DeviceSides<S, T> in;  // without a teacher where its log-probabilities are stored
     int64_t num_words;
-    const int32_t* ids;  // [num_rows, num_words] or null: the largest of one side
-    const T* stored;     // [num_rows, num_words] with ids
+    const int32_t* ids;  // [num_tokens, num_words] or null: the largest of one side
+    const T* stored;     // [num_tokens, num_words] with ids
     bool by_teacher, tail_bucket, sampled;
-    float* per_token;     // [num_rows]; this and the others are 0 where the mask is
-    double* student_lse;  // [num_rows]
-    int32_t* words;       // [num_rows, num_words], ascending
-    float* slopes;        // [num_rows, num_words]
-    float* tail;          // [num_rows]
-    int32_t* problems;    // [num_rows], a WordProblem each
+    float* per_token;     // [num_tokens]; this and the others are 0 where the mask is
+    double* student_lse;  // [num_tokens]
+    int32_t* words;       // [num_tokens, num_words], ascending
+    float* slopes;        // [num_tokens, num_words]
+    float* tail;          // [num_tokens]
+    int32_t* problems;    // [num_tokens], a WordProblem each
   };
 
   static SIMT_FN void Run(const Params& p, unsigned char* shared) {
     Worker worker(p, shared);
-    for (int64_t row = simt::BlockIndex(); row < p.in.num_rows; row += simt::GridSize()) {
-      if (RowCounts(p.in.mask, nullptr, row)) {
-        worker.Diverge(row);
+    const int64_t rows = p.in.tokens.NumRows(p.in.num_rows);
+    for (int64_t row = simt::BlockIndex(); row < rows; row += simt::GridSize()) {
+      const int64_t token = p.in.tokens.TokenOf(row);
+      if (RowCounts(p.in.mask, nullptr, token)) {
+        worker.Diverge(row, token);
       } else {
-        Clear(p, row);
+        Clear(p, token);
       }
     }
   }
 
  private:
-  static SIMT_FN void Clear(const Params& p, int64_t row) {
+  static SIMT_FN void Clear(const Params& p, int64_t token) {
     for (int64_t k = simt::ThreadIndex(); k < p.num_words; k += kThreads) {
-      simt::Store(p.words + row * p.num_words + k, 0);
-      simt::Store(p.slopes + row * p.num_words + k, 0.0f);
+      simt::Store(p.words + token * p.num_words + k, 0);
+      simt::Store(p.slopes + token * p.num_words + k, 0.0f);
     }
     if (simt::ThreadIndex() != 0) return;
-    simt::Store(p.per_token + row, 0.0f);
-    simt::Store(p.student_lse + row, 0.0);
-    simt::Store(p.tail + row, 0.0f);
-    simt::Store(p.problems + row, int32_t{kNoProblem});
+    simt::Store(p.per_token + token, 0.0f);
+    simt::Store(p.student_lse + token, 0.0);
+    simt::Store(p.tail + token, 0.0f);
+    simt::Store(p.problems + token, int32_t{kNoProblem});
   }
 
   struct Worker {
     SIMT_FN Worker(const Params& p, unsigned char* shared) : p(p), block(shared) {}
 
-    SIMT_FN void Diverge(int64_t number) {
+    SIMT_FN void Diverge(int64_t row, int64_t token) {
       const DeviceSides<S, T>& in = p.in;
-      student = {in.student + number * in.student_stride, in.vocab_size, in.vector_student};
+      student = {in.student + row * in.student_stride, in.vocab_size, in.vector_student};
       student_lse = RowLogSumExp(block, student, in.options.activation);
       teacher_lse = 0;
-      words = p.words + number * p.num_words;
+      words = p.words + token * p.num_words;
       ids = words;
       stored = nullptr;
       if (p.stored != nullptr) {
-        ids = p.ids + number * p.num_words;
-        stored = p.stored + number * p.num_words;
+        ids = p.ids + token * p.num_words;
+        stored = p.stored + token * p.num_words;
       } else {
-        teacher = {in.teacher + number * in.teacher_stride, in.vocab_size, in.vector_teacher};
+        teacher = {in.teacher + row * in.teacher_stride, in.vocab_size, in.vector_teacher};
         teacher_lse = RowLogSumExp(block, teacher, in.options.activation);
         if (p.by_teacher) {
           TakeLargest(teacher);
@@ -128,9 +130,9 @@ struct DeviceWordDivergence {
         }
       }
       if (p.sampled) {
-        FinishSampled(number);
+        FinishSampled(token);
       } else {
-        Finish(number);
+        Finish(token);
       }
       simt::SyncThreads();  // `words` has been read where it will be written
     }
@@ -206,7 +208,7 @@ struct DeviceWordDivergence {
       return std::log(-std::expm1(lse < -1e-7 ? lse : -1e-7));
     }
 
-    SIMT_FN void Finish(int64_t number) {
+    SIMT_FN void Finish(int64_t token) {
       const double beta = p.in.options.beta;
       const double lse_q = LogSum([](const Bin& bin) { return bin.log_q; });
       const double lse_p = LogSum([](const Bin& bin) { return bin.log_p; });
@@ -224,23 +226,23 @@ struct DeviceWordDivergence {
       loss = block.Reduce(Fold::kSum, loss);
       inner = block.Reduce(Fold::kSum, inner);
       const double problem =
-          WriteWords(number, [&](int64_t k) { return bin_at(k).Gradient(beta, inner); });
+          WriteWords(token, [&](int64_t k) { return bin_at(k).Gradient(beta, inner); });
       // Over its q: the bin's belongs to every word that has none of its own.
       const double tail = p.tail_bucket ? rest.Gradient(beta, inner) / std::exp(rest.log_q) : 0;
-      Write(number, loss, tail, problem);
+      Write(token, loss, tail, problem);
     }
 
-    SIMT_FN void FinishSampled(int64_t number) {
+    SIMT_FN void FinishSampled(int64_t token) {
       const Bin bin = BinAt(0);
       const double weight = bin.log_q - Floored(bin.log_p);
       const double problem =
-          WriteWords(number, [&](int64_t) { return weight * -std::expm1(bin.log_q); });
-      Write(number, weight * bin.log_q, -weight, problem);
+          WriteWords(token, [&](int64_t) { return weight * -std::expm1(bin.log_q); });
+      Write(token, weight * bin.log_q, -weight, problem);
     }
 
     // Words and slopes in ascending order, each thread its words at their ranks; the worst problem.
     template <class Slope>
-    SIMT_FN double WriteWords(int64_t number, const Slope& slope) {
+    SIMT_FN double WriteWords(int64_t token, const Slope& slope) {
       double problem = kNoProblem;
       for (int64_t k = simt::ThreadIndex(); k < p.num_words; k += kThreads) {
         const int32_t word = simt::Load(ids + k);
@@ -255,17 +257,17 @@ struct DeviceWordDivergence {
           if (!Known(word)) problem = kOutsideVocabulary;
           simt::Store(words + rank, word);
         }
-        simt::Store(p.slopes + number * p.num_words + rank, static_cast<float>(slope(k)));
+        simt::Store(p.slopes + token * p.num_words + rank, static_cast<float>(slope(k)));
       }
       return block.Reduce(Fold::kMax, problem);
     }
 
-    SIMT_FN void Write(int64_t number, double loss, double tail, double problem) const {
+    SIMT_FN void Write(int64_t token, double loss, double tail, double problem) const {
       if (simt::ThreadIndex() != 0) return;
-      simt::Store(p.per_token + number, static_cast<float>(p.in.options.loss_scale * loss));
-      simt::Store(p.student_lse + number, student_lse);
-      simt::Store(p.tail + number, static_cast<float>(tail));
-      simt::Store(p.problems + number, static_cast<int32_t>(problem));
+      simt::Store(p.per_token + token, static_cast<float>(p.in.options.loss_scale * loss));
+      simt::Store(p.student_lse + token, student_lse);
+      simt::Store(p.tail + token, static_cast<float>(tail));
+      simt::Store(p.problems + token, static_cast<int32_t>(problem));
     }
 
     const Params& p;
@@ -279,6 +281,50 @@ struct DeviceWordDivergence {
   };
 };
 
+// The first token whose stored words are wrong, and its first word that is, in ascending order.
+struct DeviceWordProblems {
+  static constexpr int kThreads = 1024;
+  static constexpr int kMinBlocks = 1;
+  static constexpr int kWarps = kThreads / simt::kWarpSize;
+  static constexpr int64_t kSharedBytes = kWarps * sizeof(double);
+  enum Found : int { kProblem, kToken, kWord, kNumFound };
+
+  struct Params {
+    const int32_t* problems;  // [num_tokens]
+    const int32_t* words;     // [num_tokens, num_words], ascending
+    int64_t num_tokens, num_words, vocab_size;
+    int32_t* found;  // [kNumFound]
+  };
+
+  // One block.
+  static SIMT_FN void Run(const Params& p, unsigned char* shared) {
+    auto* partial = reinterpret_cast<double*>(shared);
+    double first = FoldIdentity(Fold::kMin);
+    for (int64_t token = simt::ThreadIndex(); token < p.num_tokens; token += kThreads) {
+      if (simt::Load(p.problems + token) == kNoProblem) continue;
+      first = FoldTwo(Fold::kMin, first, static_cast<double>(token));
+    }
+    first = FoldLanes(Fold::kMin, first);
+    if (simt::LaneIndex() == 0) simt::Store(partial + simt::WarpIndex(), first);
+    simt::SyncThreads();
+    if (simt::ThreadIndex() != 0) return;
+    first = FoldFew<kWarps>(Fold::kMin, partial);
+    simt::Store(p.found + kProblem, int32_t{kNoProblem});
+    if (!(first < static_cast<double>(p.num_tokens))) return;
+    const auto token = static_cast<int64_t>(first);
+    const int32_t* words = p.words + token * p.num_words;
+    for (int64_t k = 0; k < p.num_words; ++k) {
+      const int32_t word = simt::Load(words + k);
+      const bool known = word >= 0 && word < p.vocab_size;
+      if (known && (k == 0 || word != simt::Load(words + k - 1))) continue;
+      simt::Store(p.found + kProblem, int32_t{known ? kTwice : kOutsideVocabulary});
+      simt::Store(p.found + kToken, static_cast<int32_t>(token));
+      simt::Store(p.found + kWord, word);
+      return;
+    }
+  }
+};
+
 template <class S>
 struct DeviceWordGradients {
   static constexpr int kThreads = 256;
@@ -288,14 +334,14 @@ struct DeviceWordGradients {
   struct Params {
     const S* student;
     int64_t student_stride;
-    const uint8_t* mask;  // [num_rows] or null
+    const uint8_t* mask;  // [num_tokens] or null
     int64_t num_rows, vocab_size, num_words;
     DeviceActivation activation;
     float loss_scale;
     bool vector_student;
     const float* d_loss;        // [1] or null
-    const float* d_per_token;   // [num_rows] or null
-    const float* coefficients;  // [num_rows], like all of the forward pass
+    const float* d_per_token;   // [num_tokens] or null
+    const float* coefficients;  // [num_tokens], like all of the forward pass
     const double* student_lse;
     const int32_t* words;
     const float* slopes;
@@ -303,14 +349,17 @@ struct DeviceWordGradients {
     S* d_student;  // [num_rows, vocab_size]
     int64_t d_stride;
     bool vector_stores;
+    RowTokens tokens{};
   };
 
   static SIMT_FN void Run(const Params& p, unsigned char*) {
-    for (int64_t row = simt::BlockIndex(); row < p.num_rows; row += simt::GridSize()) {
-      const bool counts = RowCounts(p.mask, nullptr, row);
-      const float factor = counts ? p.loss_scale * FactorOf(p, row) : 0.0f;
-      const float dense = counts ? factor * simt::Load(p.tail + row) : 0.0f;
-      const SplitLse lse(counts ? simt::Load(p.student_lse + row) : 0);
+    const int64_t rows = p.tokens.NumRows(p.num_rows);
+    for (int64_t row = simt::BlockIndex(); row < rows; row += simt::GridSize()) {
+      const int64_t token = p.tokens.TokenOf(row);
+      const bool counts = RowCounts(p.mask, nullptr, token);
+      const float factor = counts ? p.loss_scale * FactorOf(p, token) : 0.0f;
+      const float dense = counts ? factor * simt::Load(p.tail + token) : 0.0f;
+      const SplitLse lse(counts ? simt::Load(p.student_lse + token) : 0);
       const S* from = p.student + row * p.student_stride;
       S* to = p.d_student + row * p.d_stride;
       for (int64_t first = int64_t{simt::ThreadIndex()} * internal::kChunk; first < p.vocab_size;
@@ -331,22 +380,14 @@ struct DeviceWordGradients {
       simt::SyncThreads();  // the words' own gradients take the place of what was just written
       if (!counts) continue;
       for (int64_t k = simt::ThreadIndex(); k < p.num_words; k += kThreads) {
-        const int32_t word = simt::Load(p.words + row * p.num_words + k);
+        const int32_t word = simt::Load(p.words + token * p.num_words + k);
         if (word < 0 || word >= p.vocab_size) continue;
         const float logit = p.activation.Forward(LoadFloat(from + word));
-        const float dz = factor * simt::Load(p.slopes + row * p.num_words + k);
+        const float dz = factor * simt::Load(p.slopes + token * p.num_words + k);
         simt::Store(to + word, NarrowFloat<S>(p.activation.Backward(dz, logit)));
       }
     }
   }
-
- private:
-  static SIMT_FN float FactorOf(const Params& p, int64_t row) {
-    float factor = 0;
-    if (p.d_loss != nullptr) factor = simt::Load(p.d_loss) * simt::Load(p.coefficients + row);
-    if (p.d_per_token != nullptr) factor += simt::Load(p.d_per_token + row);
-    return factor;
-  }
 };
 
-}  // namespace varlen::generalized_jsd
+}  // namespace varlen::jsd
