@@ -1,6 +1,7 @@
 #pragma once
 
 #include "core/column-sums-device.h"
+#include "core/cuda/kernel.h"
 #include "core/host_device.h"
 #include "core/tile-product-device.h"
 
@@ -89,5 +90,8 @@ struct BiasTerm {
 };
 template <class T>
 using BiasSums = DeviceColumnSums<BiasTerm<T>>;
+
+using Kernels =
+    cuda::FloatKernels<DeviceForward, DeviceInputGradients, DeviceWeightGradients, BiasSums>;
 
 }  // namespace varlen::linear

@@ -12,6 +12,7 @@ namespace varlen::linear {
 
 struct Forward {
   static constexpr const char* kName = "linear";
+  static constexpr bool kOnGpu = true;
 
   Tensor x;       // [..., inFeatures]
   Tensor weight;  // [outFeatures, inFeatures]
@@ -30,6 +31,7 @@ struct Forward {
 
 struct Backward {
   static constexpr const char* kName = "linearBackward";
+  static constexpr bool kOnGpu = true;
 
   Tensor d_out;   // [..., outFeatures]
   Tensor x;       // [..., inFeatures]
