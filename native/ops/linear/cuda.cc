@@ -3,7 +3,8 @@
 #include "ops/linear/device.h"
 #include "ops/linear/linear.h"
 
-// Three products; a row's bits do not depend on the others.
+// Three products, by cuBLASLt where there is one. By our kernels a row's bits do not depend on the
+// others; cuBLASLt picks its algorithm by the number of rows.
 namespace varlen::linear {
 namespace {
 
@@ -26,7 +27,16 @@ int64_t RowsOf(const Tensor& tensor) {
 
 template <class Kernel>
 void Multiply(Launch& launch, const typename Kernel::Params& p) {
-  launch.Run<Kernel>(Kernel::BlocksFor(p), p);
+  const bool done = launch.Multiply({.dtype = DTypeOf<typename Kernel::Element>::value,
+                                     .left = {p.left.data, !Kernel::kLeftAlongRows},
+                                     .right = {p.right.data, Kernel::kRightAlongRows},
+                                     .rows = p.rows,
+                                     .columns = p.columns,
+                                     .depth = p.depth,
+                                     .bias = p.bias,
+                                     .out_dtype = DTypeOf<typename Kernel::Result>::value,
+                                     .out = p.out});
+  if (!done) launch.Run<Kernel>(Kernel::BlocksFor(p), p);
 }
 
 }  // namespace

@@ -14,6 +14,10 @@ namespace varlen::linear {
 template <class T, class Out, Summed kLeft, Summed kRight>
 struct DeviceProduct {
   using Product = TileProduct<T, kLeft, kRight>;
+  using Element = T;
+  using Result = Out;
+  static constexpr bool kLeftAlongRows = kLeft == Summed::kAlongRows;
+  static constexpr bool kRightAlongRows = kRight == Summed::kAlongRows;
   static constexpr int kThreads = Product::kThreads;
   static constexpr int kMinBlocks = 2;
   static constexpr int64_t kSharedBytes = Product::kSharedBytes;

@@ -7,7 +7,8 @@
 // y = x W^T + b over all leading dimensions of x, and its gradients
 //   dx = dy W;   dW = dy^T x;   db = sum of dy over the rows
 // W is stored as [outFeatures, inFeatures]. Sums are float32; the gradients of the parameters stay
-// float32 whatever the storage type. A row of y depends on its own row of x alone, to the bit.
+// float32 whatever the storage type. A row of y depends on its own row of x alone, to the bit but
+// for cuBLASLt.
 namespace varlen::linear {
 
 struct Forward {
