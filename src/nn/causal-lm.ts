@@ -83,7 +83,7 @@ function countPositions(input: CausalLMInput): number {
 
 /**
  * A decoder-only transformer: Llama, Qwen2 or Qwen3. Sequences lie packed in one row of tokens; what one
- * of them gets does not depend on the others, to the bit.
+ * of them gets does not depend on the others, to the bit (but for cuBLASLt's products, see `linear`).
  *
  * @example
  * ```ts
