@@ -46,6 +46,13 @@ uint32_t AlignmentOf(const void* address) {
   return static_cast<uint32_t>(bits == 0 ? kMost : std::min(bits & (~bits + 1), kMost));
 }
 
+// Of A, B, C and D. The library asks nothing of the bias by itself, which its epilogue adds to D.
+std::array<uint32_t, 4> AlignmentsOf(const MatrixProduct& p) {
+  const uint32_t out = AlignmentOf(p.out);
+  return {AlignmentOf(p.right.data), AlignmentOf(p.left.data), out,
+          std::min(out, AlignmentOf(p.bias))};
+}
+
 }  // namespace
 
 std::string MatrixProduct::Describe() const {
@@ -145,16 +152,15 @@ struct CublasLt::Plan {
     const auto set = [&](int attribute, const auto& value) {
       return functions.preference_set(preference, attribute, &value, sizeof(value)) == kSuccess;
     };
+    const std::array<uint32_t, 4> alignments = AlignmentsOf(p);
     int count = 0;
-    const bool found =
-        set(kMaxWorkspaceBytes, kMostWorkspaceBytes) &&
-        set(kReductionSchemeMask, kReduceInComputeType) &&
-        set(kMinAlignmentA, AlignmentOf(p.right.data)) &&
-        set(kMinAlignmentB, AlignmentOf(p.left.data)) && set(kMinAlignmentC, AlignmentOf(p.out)) &&
-        set(kMinAlignmentD, AlignmentOf(p.out)) &&
-        functions.get_heuristic(handle, desc, a, b, d, d, preference, 1, &heuristic, &count) ==
-            kSuccess &&
-        count > 0 && heuristic.state == kSuccess;
+    const bool found = set(kMaxWorkspaceBytes, kMostWorkspaceBytes) &&
+                       set(kReductionSchemeMask, kReduceInComputeType) &&
+                       set(kMinAlignmentA, alignments[0]) && set(kMinAlignmentB, alignments[1]) &&
+                       set(kMinAlignmentC, alignments[2]) && set(kMinAlignmentD, alignments[3]) &&
+                       functions.get_heuristic(handle, desc, a, b, d, d, preference, 1, &heuristic,
+                                               &count) == kSuccess &&
+                       count > 0 && heuristic.state == kSuccess;
     (void)functions.preference_destroy(preference);
     return found;
   }
@@ -194,9 +200,7 @@ std::shared_ptr<const CublasLt::Plan> CublasLt::PlanFor(const MatrixProduct& p) 
     kind = kind << 8 | part;
   }
   int64_t alignments = 0;
-  for (const void* address : {p.left.data, p.right.data, static_cast<const void*>(p.out)}) {
-    alignments = alignments << 16 | AlignmentOf(address);
-  }
+  for (uint32_t alignment : AlignmentsOf(p)) alignments = alignments << 16 | alignment;
   const Key key{p.rows, p.columns, p.depth, kind, alignments};
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto known = plans_.find(key);

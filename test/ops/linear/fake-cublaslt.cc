@@ -236,7 +236,8 @@ int cublasLtMatmul(void* handle, void* desc, const float* alpha, const void* a, 
       algorithm[0] != kAlgorithm || workspace == nullptr || workspace_bytes != kWorkspace ||
       !Fits(work.desc, work.a_layout, work.b_layout, work.d_layout) ||
       (work.desc.epilogue == 4) != (work.desc.bias != nullptr) || !Aligned(a, promised[0]) ||
-      !Aligned(b, promised[1]) || !Aligned(d, promised[3])) {
+      !Aligned(b, promised[1]) || !Aligned(d, promised[3]) ||
+      !Aligned(work.desc.bias, promised[3])) {
     return kInvalidValue;
   }
   if (const int status = Asked("FAKE_CUBLASLT_STATUS", kSuccess); status != kSuccess) return status;
