@@ -8,18 +8,8 @@ import { packageRoot as root } from '../src/native/load.js';
 
 /** Ops without a CUDA kernel yet, and ops without a backward pass. These lists only shrink. */
 const WITHOUT_CUDA = [
-  'adamw',
-  'add',
   'compress-visual-tokens',
-  'embedding',
-  'grad-clip',
-  'linear',
-  'rms-norm',
-  'rope',
-  'sampling',
   'sparse-prefill',
-  'swiglu',
-  'write-rows',
 ];
 /**
  * `add`: both gradients are that of the sum. `write-rows` changes what earlier calls have read. The
