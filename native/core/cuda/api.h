@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 // Every call of CUDA that the package makes, as one table of function pointers, free of CUDA
 // headers. runtime.cc fills it with the statically linked runtime; core/cuda/fake with host memory
@@ -103,6 +104,8 @@ struct CudaRuntime {
   // `params` is copied during the call.
   int (*launch)(const cuda::KernelImage& kernel, const cuda::LaunchShape& shape, const void* params,
                 void* stream) = nullptr;
+  // The files that may be cuBLASLt (core/cuda/cublas-lt.h), in the order in which to try them.
+  std::vector<std::string> (*cublas_lt)() = nullptr;
 };
 
 // The runtime that this binary was linked with: runtime.cc with CUDA, cuda_stub.cc without.

@@ -99,6 +99,19 @@ void Launch::Start(KernelImage& kernel, int64_t blocks, const void* params, cons
        site);
 }
 
+bool Launch::Multiply(const MatrixProduct& product, Site site) {
+  if (!ok()) return true;
+  CublasLt& library = gpu_.cublas_lt();
+  const auto plan = library.PlanFor(product);
+  if (plan == nullptr) return false;
+  void* workspace = TakeScratch(CublasLt::WorkspaceBytes(*plan));
+  if (!ok()) return true;
+  if (const int error = library.Run(*plan, product, workspace, stream_); error != 0) {
+    status_ = gpu_.CublasErrorOf(library.NameOf(error), "cublasLtMatmul", product.Describe(), site);
+  }
+  return true;
+}
+
 void Launch::Mark(std::function<void(double ms)> passed) {
   if (!ok()) return;
   void* event = gpu_.TakeEvent();

@@ -86,6 +86,9 @@ class Launch {
     Start(KernelOf<Kernel>::image, INT64_MAX, &params, site);
   }
 
+  // A product by cuBLASLt. False where there is no such library, or where it has no algorithm for
+  // it: a kernel of ours does it then.
+  bool Multiply(const MatrixProduct& product, Site site = Site::current());
   void Copy(void* to, const void* from, int64_t bytes, CopyKind kind, Site site = Site::current());
   void Fill(void* data, int byte, int64_t bytes, Site site = Site::current());
   // Notes when the stream passes this point, on the clock of the GPU.

@@ -79,6 +79,8 @@ bool GpuStream::WaitLaunched(uint64_t ticket, const std::atomic<bool>& give_up) 
 }
 
 void GpuStream::WaitOn(Stream& other, uint64_t ticket) {
+  // What `other` is busy with may itself wait for what was launched here.
+  Submit();
   auto* peer = dynamic_cast<GpuStream*>(&other);
   if (peer == nullptr || &peer->gpu_ != &gpu_) return Stream::WaitOn(other, ticket);
   if (!peer->WaitLaunched(ticket, closed())) return;

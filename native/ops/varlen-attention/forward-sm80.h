@@ -5,6 +5,7 @@
 #include "core/simt/simt.h"
 #include "ops/varlen-attention/device-params.h"
 #include "ops/varlen-attention/device-sequence.h"
+#include "ops/varlen-attention/tile-sm80.h"
 
 // The forward pass on mma.sync (sm_80 and everything after it): online softmax over key blocks,
 // scores and output in registers (FlashAttention 2). One instance per dtype and padded head
@@ -45,7 +46,8 @@ struct ForwardSm80 {
   static constexpr int kThreads = kWarps * simt::kWarpSize;
   static constexpr int kMinBlocks = 1;
   static constexpr int kBlockM = 16 * kSlabs * kWarps;
-  static constexpr int kChunks = kHeadDim / 8;  // 16-byte chunks of a row
+  using Memory = TileSm80<T, kHeadDim, kThreads>;
+  static constexpr int kChunks = Memory::kChunks;
 
   // What the threads of a block must know of their tile. It stays in shared memory and is read
   // where it is used: at headDim 128 the accumulators leave no registers for it.
@@ -61,6 +63,10 @@ struct ForwardSm80 {
   };
   static constexpr int64_t kSharedBytes =
       int64_t{kBlockM + 2 * kBlockN} * kHeadDim * 2 + sizeof(TileInfo);
+
+  static SIMT_FN Tiling TilingOf(const Params& p) {
+    return {false, p.num_kv_heads, p.num_heads / p.num_kv_heads, p.head_dim, kBlockM, kBlockN};
+  }
 
   static SIMT_FN void Run(const Params& p, unsigned char* shared) {
     auto* work = reinterpret_cast<TileInfo*>(shared + kSharedBytes - sizeof(TileInfo));
@@ -84,25 +90,14 @@ struct ForwardSm80 {
   static constexpr float kLog2e = 1.4426950408889634f;
   static constexpr float kLn2 = 0.6931471805599453f;
 
-  // Element offset of a 16-byte chunk. Chunks are XORed with the row inside each 128-byte line, so
-  // that 8 rows of one chunk (an ldmatrix) touch all 32 banks. Rows of 96 elements are one and a
-  // half lines: there two rows share three lines, and 64-byte halves are XORed by row / 2.
-  static SIMT_FN int At(int row, int chunk) {
-    if constexpr (kChunks % 8 == 0) {
-      return (row * kChunks + ((chunk & ~7) | ((chunk ^ row) & 7))) * 8;
-    } else {
-      static_assert(kChunks % 8 == 4);
-      return (row * kChunks + ((chunk & ~3) | ((chunk ^ (row >> 1)) & 3))) * 8;
-    }
-  }
+  static SIMT_FN int At(int row, int chunk) { return Memory::At(row, chunk); }
 
   static SIMT_FN void Describe(const Params& p, int64_t id, TileInfo* info) {
     const int32_t group = p.num_heads / p.num_kv_heads;
-    const Tile tile =
-        DecodeTile(p.sequences, p.schedule, id, p.num_kv_heads, group, p.head_dim, kBlockM);
+    const Tile tile = DecodeTile(p.sequences, p.schedule, id, TilingOf(p));
     if (simt::LaneIndex() != 0) return;
     const DeviceSequence& s = tile.sequence;
-    const int64_t first_row = tile.row_block * kBlockM, end_row = first_row + kBlockM - 1;
+    const int64_t first_row = tile.index * kBlockM, end_row = first_row + kBlockM - 1;
     const int64_t last_row = int64_t{s.q_length} * group - 1;
     const auto first_token = static_cast<int32_t>(first_row / group);
     const auto last_token = static_cast<int32_t>((end_row < last_row ? end_row : last_row) / group);
@@ -120,8 +115,6 @@ struct ForwardSm80 {
     simt::Store(&info->whole_end, s.KeysEnd(first_token, p.mask));
   }
 
-  // Shared addresses depend on the lane only, and the compiler would compute all of them before the
-  // tile loop and spill: simt::Opaque keeps each where it is used.
   // One tile: 16 * kSlabs rows per warp against every key block that any of its rows sees.
   struct Worker {
     SIMT_FN Worker(const Params& p, const TileInfo* tile, T* shared)
@@ -186,7 +179,7 @@ struct ForwardSm80 {
         simt::CopyAsyncCommit();
 
         float s[kSlabs][kBlockN / 8][4];
-        Scores(s);
+        Memory::Multiply(s, QTile(), KTile());
 
         const int32_t next = NextBlock(n - 1, begin);
         simt::CopyAsyncWait<0>();
@@ -202,7 +195,7 @@ struct ForwardSm80 {
           ModifyScores(s, n);
           Softmax(s, 1.0f);
         }
-        Accumulate(s);
+        Memory::Accumulate(out, s, VTile());
         n = next;
       }
     }
@@ -220,34 +213,16 @@ struct ForwardSm80 {
 
     // --- trees: which blocks does any row of the tile see? ---
 
-    SIMT_FN int32_t KeyEnd(int32_t key) const {
-      return simt::Load(p.mask.key_end + simt::Load(&tile->k_begin) + key);
+    SIMT_FN const int32_t* KeyEnds() const { return p.mask.key_end + simt::Load(&tile->k_begin); }
+    SIMT_FN int32_t EndOfBlock(int32_t n) const {
+      const int32_t end = (n + 1) * kBlockN, length = simt::Load(&tile->k_length);
+      return end < length ? end : length;
     }
     SIMT_FN int32_t LargestKeyEnd(int32_t n) const {
-      int32_t largest = 0;
-      for (int32_t j = n * kBlockN + simt::LaneIndex();
-           j < (n + 1) * kBlockN && j < simt::Load(&tile->k_length); j += simt::kWarpSize) {
-        const int32_t end = KeyEnd(j);
-        largest = end > largest ? end : largest;
-      }
-      for (int mask = 16; mask > 0; mask /= 2) {
-        const int32_t other = simt::ShuffleXor(largest, mask);
-        largest = other > largest ? other : largest;
-      }
-      return largest;
+      return varlen_attention::LargestKeyEnd(KeyEnds(), n * kBlockN, EndOfBlock(n));
     }
     SIMT_FN int32_t SmallestKeyEnd(int32_t n) const {
-      int32_t smallest = kUnbounded;
-      for (int32_t j = n * kBlockN + simt::LaneIndex();
-           j < (n + 1) * kBlockN && j < simt::Load(&tile->k_length); j += simt::kWarpSize) {
-        const int32_t end = KeyEnd(j);
-        smallest = end < smallest ? end : smallest;
-      }
-      for (int mask = 16; mask > 0; mask /= 2) {
-        const int32_t other = simt::ShuffleXor(smallest, mask);
-        smallest = other < smallest ? other : smallest;
-      }
-      return smallest;
+      return varlen_attention::SmallestKeyEnd(KeyEnds(), n * kBlockN, EndOfBlock(n));
     }
     // n, or the next lower block that some row sees. The same in every warp.
     SIMT_FN int32_t NextBlock(int32_t n, int32_t begin) const {
@@ -256,31 +231,13 @@ struct ForwardSm80 {
       return n;
     }
 
-    // --- loads: rows and columns outside the sequence become zeros, whatever memory holds there,
-    //     because a masked key still multiplies its V row and 0 * NaN is NaN ---
+    // --- loads ---
 
-    // `count` columns of a row from chunk `chunk` on, the rest of the 8 as zeros.
     SIMT_FN void LoadChunk(T* to, const T* from, int count) const {
-      if (p.vector_loads) {
-        simt::CopyAsync16(to, from, count * 2);
-        return;
-      }
-      uint32_t pairs[4] = {0, 0, 0, 0};
-      SIMT_UNROLL
-      for (int i = 0; i < 8; ++i) {
-        if (i < count) pairs[i / 2] |= uint32_t{simt::Load(&from[i].bits)} << (16 * (i % 2));
-      }
-      simt::Store(reinterpret_cast<simt::Vector4*>(to),
-                  simt::Vector4{pairs[0], pairs[1], pairs[2], pairs[3]});
+      Memory::LoadChunk(to, from, count, p.vector_loads);
     }
-    SIMT_FN int Columns(int chunk) const {
-      const int left = p.head_dim - chunk * 8;
-      return left < 0 ? 0 : left < 8 ? left : 8;
-    }
-    // Eight threads (four where a row is not whole lines) load a line of a row, so that a thread
-    // keeps its column and steps by whole swizzle patterns: one address, then constants.
-    static constexpr int kLine = kChunks % 8 == 0 ? 8 : 4;
-    static constexpr int kRowStep = kThreads / kLine;
+    SIMT_FN int Columns(int chunk) const { return Memory::Columns(p.head_dim, chunk); }
+    static constexpr int kLine = Memory::kLine, kRowStep = Memory::kRowStep;
 
     SIMT_FN void LoadQ() const {
       const int thread = simt::Opaque(simt::ThreadIndex());
@@ -323,39 +280,6 @@ struct ForwardSm80 {
 
     // --- one key block ---
 
-    // s = Q K^T, unscaled.
-    SIMT_FN void Scores(float (&s)[kSlabs][kBlockN / 8][4]) const {
-      const int lane = simt::Opaque(simt::LaneIndex());
-      SIMT_UNROLL
-      for (int slab = 0; slab < kSlabs; ++slab) {
-        SIMT_UNROLL
-        for (int j = 0; j < kBlockN / 8; ++j) {
-          SIMT_UNROLL
-          for (int i = 0; i < 4; ++i) s[slab][j][i] = 0;
-        }
-      }
-      SIMT_UNROLL
-      for (int kk = 0; kk < kHeadDim / 16; ++kk) {
-        uint32_t a[kSlabs][4];
-        SIMT_UNROLL
-        for (int slab = 0; slab < kSlabs; ++slab) {
-          const int row = (simt::WarpIndex() * kSlabs + slab) * 16 + lane % 16;
-          simt::LoadMatrix(a[slab], QTile() + At(row, kk * 2 + lane / 16));
-        }
-        SIMT_UNROLL
-        for (int j = 0; j < kBlockN / 16; ++j) {
-          uint32_t b[4];
-          simt::LoadMatrix(b,
-                           KTile() + At(j * 16 + lane % 8 + lane / 16 * 8, kk * 2 + lane / 8 % 2));
-          SIMT_UNROLL
-          for (int slab = 0; slab < kSlabs; ++slab) {
-            simt::Mma<T>(s[slab][2 * j], a[slab], b[0], b[1]);
-            simt::Mma<T>(s[slab][2 * j + 1], a[slab], b[2], b[3]);
-          }
-        }
-      }
-    }
-
     // Scale, cap, alibi and mask; the result is in base 2.
     SIMT_FN void ModifyScores(float (&s)[kSlabs][kBlockN / 8][4], int32_t n) const {
       const int lane = simt::Opaque(simt::LaneIndex());
@@ -385,7 +309,7 @@ struct ForwardSm80 {
               const int32_t distance = position > key ? position - key : key - position;
               u -= slope * static_cast<float>(distance);
               bool keep = key >= begin && key < end;
-              if (keep && p.mask.key_end != nullptr) keep = token < KeyEnd(key);
+              if (keep && p.mask.key_end != nullptr) keep = token < simt::Load(KeyEnds() + key);
               score = keep ? u * kLog2e : -simt::Infinity();
             }
           }
@@ -433,33 +357,6 @@ struct ForwardSm80 {
       }
     }
 
-    // out += P V. The accumulator layout of the scores is the operand layout of P.
-    SIMT_FN void Accumulate(const float (&s)[kSlabs][kBlockN / 8][4]) {
-      const int lane = simt::Opaque(simt::LaneIndex());
-      SIMT_UNROLL
-      for (int j = 0; j < kBlockN / 16; ++j) {
-        uint32_t a[kSlabs][4];
-        SIMT_UNROLL
-        for (int slab = 0; slab < kSlabs; ++slab) {
-          SIMT_UNROLL
-          for (int r = 0; r < 4; ++r) {
-            const float* pair = &s[slab][2 * j + r / 2][r % 2 * 2];
-            a[slab][r] = simt::PackPair<T>(pair[0], pair[1]);
-          }
-        }
-        SIMT_UNROLL
-        for (int d = 0; d < kHeadDim / 16; ++d) {
-          uint32_t b[4];
-          simt::LoadMatrixTransposed(b, VTile() + At(j * 16 + lane % 16, d * 2 + lane / 16));
-          SIMT_UNROLL
-          for (int slab = 0; slab < kSlabs; ++slab) {
-            simt::Mma<T>(out[slab][2 * d], a[slab], b[0], b[1]);
-            simt::Mma<T>(out[slab][2 * d + 1], a[slab], b[2], b[3]);
-          }
-        }
-      }
-    }
-
     // --- results: out / sum by way of this warp's own rows of the Q tile, and lse ---
 
     SIMT_FN void Finish() {
@@ -500,24 +397,14 @@ struct ForwardSm80 {
 
     SIMT_FN void StoreChunk(int row, int chunk) const {
       const int32_t token = TokenOf(row);
-      const int left = p.head_dim - chunk * 8;
-      if (token >= simt::Load(&tile->q_slot) || left <= 0) return;
+      const int count = Columns(chunk);
+      if (token >= simt::Load(&tile->q_slot) || count == 0) return;
       T* to = p.out + (simt::Load(&tile->q_begin) + token) * p.out_row + HeadOf(row) * p.out_head +
               chunk * 8;
       const auto* from = reinterpret_cast<const simt::Vector4*>(QTile() + At(row, chunk));
       const simt::Vector4 values =
           token < simt::Load(&tile->q_length) ? simt::Load(from) : simt::Vector4{0, 0, 0, 0};
-      if (p.vector_stores && left >= 8) {
-        simt::Store(reinterpret_cast<simt::Vector4*>(to), values);
-        return;
-      }
-      const uint32_t pairs[4] = {values.x, values.y, values.z, values.w};
-      SIMT_UNROLL
-      for (int i = 0; i < 8; ++i) {
-        if (i < left) {
-          simt::Store(&to[i].bits, static_cast<uint16_t>(pairs[i / 2] >> (16 * (i % 2))));
-        }
-      }
+      Memory::StoreChunk(to, values, count, p.vector_stores);
     }
 
     const Params& p;
