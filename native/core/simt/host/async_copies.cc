@@ -50,7 +50,7 @@ TensorMap MakeTensorMap(const TensorMapShape& shape) {
 
 TensorMapShape ShapeOf(const TensorMap& map) {
   TensorMapShape shape;
-  std::memcpy(&shape, &map, sizeof shape);
+  std::memcpy(static_cast<void*>(&shape), &map, sizeof shape);
   return shape;
 }
 
