@@ -142,12 +142,7 @@ struct ForwardSm80 {
           simt::CopyAsyncCommit();
         }
 
-        if (Rows::PlainScores() && Rows::SeenWhole(n)) {
-          Softmax(s, p.softmax_scale * Rows::kLog2e);
-        } else {
-          ModifyScores(s, n);
-          Softmax(s, 1.0f);
-        }
+        Softmax(s, n);
         Accumulate(s);
         n = next;
       }
@@ -226,27 +221,18 @@ struct ForwardSm80 {
       }
     }
 
-    SIMT_FN void ModifyScores(float (&s)[kSlabs][kBlockN / 8][4], int32_t n) const {
-      const int lane = simt::Opaque(simt::LaneIndex());
-      SIMT_UNROLL
-      for (int slab = 0; slab < kSlabs; ++slab) {
-        SIMT_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          Rows::ModifyRow(lane, RowOf(lane, slab, half), n,
-                          [&](int j, int e) -> float& { return s[slab][j][2 * half + e]; });
-        }
-      }
-    }
-
     // s -> P; the sum and the output follow a rising maximum.
-    SIMT_FN void Softmax(float (&s)[kSlabs][kBlockN / 8][4], float factor) {
+    SIMT_FN void Softmax(float (&s)[kSlabs][kBlockN / 8][4], int32_t n) {
+      const int lane = simt::Opaque(simt::LaneIndex());
+      const bool whole = Rows::SeenWhole(n);
       SIMT_UNROLL
       for (int slab = 0; slab < kSlabs; ++slab) {
         SIMT_UNROLL
         for (int half = 0; half < 2; ++half) {
+          const auto score = [&](int j, int e) -> float& { return s[slab][j][2 * half + e]; };
+          const float factor = Rows::ModifyRow(lane, RowOf(lane, slab, half), n, whole, score);
           const float rescale =
-              Rows::SoftmaxRow(factor, maximum[slab][half], sum[slab][half],
-                               [&](int j, int e) -> float& { return s[slab][j][2 * half + e]; });
+              Rows::SoftmaxRow(factor, maximum[slab][half], sum[slab][half], score);
           SIMT_UNROLL
           for (int d = 0; d < kHeadDim / 8; ++d) {
             out[slab][d][2 * half] *= rescale;

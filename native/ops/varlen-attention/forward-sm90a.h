@@ -32,7 +32,7 @@ struct ForwardShapeSm90a<128> {
 };
 template <>
 struct ForwardShapeSm90a<192> {
-  static constexpr int kConsumers = 2, kBlockN = 112;
+  static constexpr int kConsumers = 2, kBlockN = 96;
 };
 template <>
 struct ForwardShapeSm90a<256> {
@@ -95,7 +95,8 @@ struct ForwardSm90a {
     const Memory memory{shared};
     if (simt::ThreadIndex() == 0) InitBarriers(memory.barriers());
     simt::SyncThreads();
-    const int warpgroup = simt::WarpIndex() / kWarps;
+    // From one lane, so that the compiler sees that it is the whole warp's.
+    const int warpgroup = simt::ShuffleIndex(simt::WarpIndex() / kWarps, 0);
     if (warpgroup == 0) {
       simt::DecreaseRegisters<40>();
       if (simt::WarpIndex() == 0) Producer{p, memory}.Run();
@@ -290,13 +291,14 @@ struct ForwardSm90a {
         : p(p.arguments), memory(memory), group(group) {}
 
     SIMT_FN void Run() {
+      if (group == 0) PassTurnTo(0);
       ForEachTile(memory, [&](const ForwardTile* tile) { Work(Rows(p, tile)); });
     }
 
    private:
     using Rows = ForwardRows<T, kBlockN>;
     using Scores = float[kBlockN / 2];
-    using Probabilities = uint32_t[kBlockN / 16][4];
+    using Weights = uint32_t[kBlockN / 16][4];
 
     // Row of the tile that register half `half` (0, 1) belongs to.
     SIMT_FN int RowOf(int half) const {
@@ -319,31 +321,63 @@ struct ForwardSm90a {
       Finish(rows, out);
     }
 
+    // The scores of a block are multiplied while the values of the block before are, and become
+    // weights while those still are: matrix and exponential units work at once.
     SIMT_FN void Attend(const Rows& rows, const KeyBlocks& blocks, float (&out)[kHeadDim / 2]) {
       Barriers* b = memory.barriers();
       LoadQ(rows);
-      for (int32_t n = blocks.first; n >= blocks.begin; n = rows.NextBlock(n - 1, blocks.begin)) {
-        Scores s;
+      int32_t n = blocks.first;
+      Scores s;
+      Weights weights;
+      float rescale[2];
+      simt::MBarrierWait(b->k_full + k_ring.Slot(), k_ring.Full());
+      simt::WgmmaFence();
+      MultiplyQK(s);
+      simt::WgmmaWait<0>();
+      simt::PinRegisters(s);
+      ReleaseK();
+      Softmax(rows, n, s, rescale);  // `out` is 0 and stays it
+      Convert(s, weights);
+      for (n = rows.NextBlock(n - 1, blocks.begin); n >= blocks.begin;
+           n = rows.NextBlock(n - 1, blocks.begin)) {
         simt::MBarrierWait(b->k_full + k_ring.Slot(), k_ring.Full());
-        simt::WgmmaFence();
-        MultiplyQK(s);
-        simt::WgmmaWait<0>();
-        simt::PinRegisters(s);
-        ReleaseK();
-        float rescale[2];
-        Softmax(rows, n, s, rescale);
-        Rescale(out, rescale);
-        Probabilities weights;
-        Convert(s, weights);
-        simt::MBarrierWait(b->v_full + v_ring.Slot(), v_ring.Full());
+        TakeTurn();
         simt::PinRegisters(out);
         simt::PinRegisters(weights);
         simt::WgmmaFence();
+        MultiplyQK(s);
+        simt::MBarrierWait(b->v_full + v_ring.Slot(), v_ring.Full());
+        simt::WgmmaFence();
         MultiplyPV(weights, out);
+        PassTurn();
+        simt::WgmmaWait<1>();
+        simt::PinRegisters(s);
+        ReleaseK();
+        Softmax(rows, n, s, rescale);
         simt::WgmmaWait<0>();
         simt::PinRegisters(out);
+        simt::PinRegisters(weights);
         ReleaseV();
+        Rescale(out, rescale);
+        Convert(s, weights);
       }
+      simt::MBarrierWait(b->v_full + v_ring.Slot(), v_ring.Full());
+      simt::PinRegisters(out);
+      simt::PinRegisters(weights);
+      simt::WgmmaFence();
+      MultiplyPV(weights, out);
+      simt::WgmmaWait<0>();
+      simt::PinRegisters(out);
+      ReleaseV();
+    }
+
+    // Ping-pong: the warpgroups issue their products in turn, so that one's run while another is at
+    // its softmax. All take and pass as many turns: they walk the same blocks.
+    static constexpr int kTurn = 1 + kConsumers;  // the first of their barriers
+    SIMT_FN void TakeTurn() const { simt::BarrierSync(kTurn + group, 2 * simt::kWarpgroupSize); }
+    SIMT_FN void PassTurn() const { PassTurnTo(group + 1 == kConsumers ? 0 : group + 1); }
+    static SIMT_FN void PassTurnTo(int group) {
+      simt::BarrierArrive(kTurn + group, 2 * simt::kWarpgroupSize);
     }
 
     SIMT_FN void ReleaseK() {
@@ -376,51 +410,49 @@ struct ForwardSm90a {
 
     // --- one key block ---
 
-    // Both operands have their columns, the sum's, contiguous: groups of 8 rows lie 8 lines apart,
-    // 16 columns are 32 bytes of a panel.
-    static SIMT_FN uint64_t RowsDescriptor(const unsigned char* tile, int rows, int kk) {
+    // Descriptors of a tile's parts are sums: addresses count in 16 bytes in their lowest bits, and
+    // no tile lies past those.
+    static SIMT_FN uint64_t Later(uint64_t descriptor, int bytes) {
+      return descriptor + static_cast<uint64_t>(bytes / 16);
+    }
+    // Of an operand with its columns, the sum's, contiguous: groups of 8 rows lie 8 lines apart.
+    static SIMT_FN uint64_t RowsDescriptor(const unsigned char* tile) {
+      return simt::MatrixDescriptor(tile, 16, 8 * kSpan, kSwizzle);
+    }
+    // Of its 16 columns from 16 kk on: 32 bytes of a panel.
+    static SIMT_FN uint64_t ColumnsOf(uint64_t tile, int rows, int kk) {
       constexpr int kSteps = kPanelColumns / 16;  // of a panel
-      return simt::MatrixDescriptor(tile + kk / kSteps * rows * kSpan + kk % kSteps * 32, 16,
-                                    8 * kSpan, kSwizzle);
+      return Later(tile, kk / kSteps * rows * kSpan + kk % kSteps * 32);
     }
     // s = Q K^T, unscaled; under way.
     SIMT_FN void MultiplyQK(Scores& s) const {
+      const uint64_t q = RowsDescriptor(memory.Q(group));
+      const uint64_t k = RowsDescriptor(memory.K(k_ring.Slot()));
       SIMT_UNROLL
       for (int kk = 0; kk < kHeadDim / 16; ++kk) {
-        simt::Wgmma<T, kBlockN>(s, RowsDescriptor(memory.Q(group), kGroupRows, kk),
-                                RowsDescriptor(memory.K(k_ring.Slot()), kBlockN, kk), kk > 0);
+        simt::Wgmma<T, kBlockN>(s, ColumnsOf(q, kGroupRows, kk), ColumnsOf(k, kBlockN, kk), kk > 0);
       }
       simt::WgmmaCommit();
     }
     // out += P V, under way. V has its columns contiguous, which are not the sum's but the
     // product's: transposed, panels kBlockN lines apart, 8 keys 8 lines.
-    SIMT_FN void MultiplyPV(const Probabilities& weights, float (&out)[kHeadDim / 2]) const {
+    SIMT_FN void MultiplyPV(const Weights& weights, float (&out)[kHeadDim / 2]) const {
+      const uint64_t v =
+          simt::MatrixDescriptor(memory.V(v_ring.Slot()), kBlockN * kSpan, 8 * kSpan, kSwizzle);
       SIMT_UNROLL
       for (int j = 0; j < kBlockN / 16; ++j) {
-        simt::Wgmma<T, kHeadDim, true>(
-            out, weights[j],
-            simt::MatrixDescriptor(memory.V(v_ring.Slot()) + j * 16 * kSpan, kBlockN * kSpan,
-                                   8 * kSpan, kSwizzle),
-            true);
+        simt::Wgmma<T, kHeadDim, true>(out, weights[j], Later(v, j * 16 * kSpan), true);
       }
       simt::WgmmaCommit();
     }
 
     SIMT_FN void Softmax(const Rows& rows, int32_t n, Scores& s, float (&rescale)[2]) {
-      float factor = p.softmax_scale * Rows::kLog2e;
-      if (!(rows.PlainScores() && rows.SeenWhole(n))) {
-        SIMT_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          rows.ModifyRow(simt::LaneIndex(), RowOf(half), n,
-                         [&](int j, int e) -> float& { return s[4 * j + 2 * half + e]; });
-        }
-        factor = 1;
-      }
+      const bool whole = rows.SeenWhole(n);
       SIMT_UNROLL
       for (int half = 0; half < 2; ++half) {
-        rescale[half] =
-            Rows::SoftmaxRow(factor, maximum[half], sum[half],
-                             [&](int j, int e) -> float& { return s[4 * j + 2 * half + e]; });
+        const auto score = [&](int j, int e) -> float& { return s[4 * j + 2 * half + e]; };
+        const float factor = rows.ModifyRow(simt::LaneIndex(), RowOf(half), n, whole, score);
+        rescale[half] = Rows::SoftmaxRow(factor, maximum[half], sum[half], score);
       }
     }
     static SIMT_FN void Rescale(float (&out)[kHeadDim / 2], const float (&rescale)[2]) {
@@ -428,7 +460,7 @@ struct ForwardSm90a {
       for (int i = 0; i < kHeadDim / 2; ++i) out[i] *= rescale[i / 2 % 2];
     }
     // The accumulator layout of the scores is the operand layout of P.
-    static SIMT_FN void Convert(const Scores& s, Probabilities& weights) {
+    static SIMT_FN void Convert(const Scores& s, Weights& weights) {
       SIMT_UNROLL
       for (int j = 0; j < kBlockN / 16; ++j) {
         SIMT_UNROLL

@@ -90,9 +90,10 @@ struct ForwardRows {
     const int32_t first = NextBlock((keys_end + kBlockN - 1) / kBlockN - 1, begin);
     return {begin, keys_begin < keys_end ? first : begin - 1};
   }
-  // The fast path takes the maximum before scaling and knows no score but the scaled product.
+  // No score but the scaled product, and the largest is the largest after scaling too (but 0 times
+  // the -inf of a masked score is NaN).
   SIMT_FN bool PlainScores() const {
-    return p.softcap == 0 && p.alibi_slopes == nullptr && p.softmax_scale >= 0;
+    return p.softcap == 0 && p.alibi_slopes == nullptr && p.softmax_scale > 0;
   }
   // Does every row of the tile see every key of block n?
   SIMT_FN bool SeenWhole(int32_t n) const {
@@ -107,8 +108,9 @@ struct ForwardRows {
   }
   SIMT_FN int32_t LargestKeyEnd(int32_t n) const {
     int32_t largest = 0;
-    for (int32_t j = n * kBlockN + simt::LaneIndex();
-         j < (n + 1) * kBlockN && j < simt::Load(&tile->k_length); j += simt::kWarpSize) {
+    SIMT_NO_UNROLL  // the loading warp of sm_90a has 40 registers
+        for (int32_t j = n * kBlockN + simt::LaneIndex();
+             j < (n + 1) * kBlockN && j < simt::Load(&tile->k_length); j += simt::kWarpSize) {
       const int32_t end = KeyEnd(j);
       largest = end > largest ? end : largest;
     }
@@ -120,8 +122,9 @@ struct ForwardRows {
   }
   SIMT_FN int32_t SmallestKeyEnd(int32_t n) const {
     int32_t smallest = kUnbounded;
-    for (int32_t j = n * kBlockN + simt::LaneIndex();
-         j < (n + 1) * kBlockN && j < simt::Load(&tile->k_length); j += simt::kWarpSize) {
+    SIMT_NO_UNROLL  // the loading warp of sm_90a has 40 registers
+        for (int32_t j = n * kBlockN + simt::LaneIndex();
+             j < (n + 1) * kBlockN && j < simt::Load(&tile->k_length); j += simt::kWarpSize) {
       const int32_t end = KeyEnd(j);
       smallest = end < smallest ? end : smallest;
     }
@@ -175,13 +178,21 @@ struct ForwardRows {
   // --- one row of scores; score(j, e) is this lane's at key 8 j + 2 (lane mod 4) + e of block n,
   //     as mma.sync and wgmma leave them ---
 
-  // Scale, cap, alibi and mask; the result is in base 2.
+  // Scale, cap, alibi and mask, as far as they change anything; `whole` is SeenWhole(n). Returns by
+  // what the scores are still to be multiplied, to be in base 2. Pass by pass: all at once would
+  // need more registers.
   template <class Score>
-  SIMT_FN void ModifyRow(int lane, int row, int32_t n, const Score& score) const {
+  SIMT_FN float ModifyRow(int lane, int row, int32_t n, bool whole, const Score& score) const {
+    const int32_t first = n * kBlockN + lane % 4 * 2;
+    const bool plain = PlainScores();
+    if (!plain) ScaleRow(row, first, score);
+    if (!whole) MaskRow(row, first, score);
+    return plain ? p.softmax_scale * kLog2e : 1.0f;
+  }
+  template <class Score>
+  SIMT_FN void ScaleRow(int row, int32_t first, const Score& score) const {
     const DeviceSequence lengths = Lengths();
     const int32_t token = TokenOf(row), position = lengths.Position(token);
-    const int32_t begin = lengths.KeysBegin(token, p.mask);
-    const int32_t end = lengths.KeysEnd(token, p.mask);
     float slope = 0;
     if (p.alibi_slopes != nullptr && token < lengths.q_length) {
       slope = simt::Load(p.alibi_slopes + int64_t{simt::Load(&tile->b)} * p.alibi_sequence_stride +
@@ -191,14 +202,35 @@ struct ForwardRows {
     for (int j = 0; j < kBlockN / 8; ++j) {
       SIMT_UNROLL
       for (int e = 0; e < 2; ++e) {
-        const int32_t key = n * kBlockN + j * 8 + lane % 4 * 2 + e;
+        const int32_t key = first + j * 8 + e;
         float u = score(j, e) * p.softmax_scale;
         if (p.softcap > 0) u = p.softcap * simt::Tanh(u / p.softcap);
         const int32_t distance = position > key ? position - key : key - position;
-        u -= slope * static_cast<float>(distance);
-        bool keep = key >= begin && key < end;
-        if (keep && p.mask.key_end != nullptr) keep = token < KeyEnd(key);
-        score(j, e) = keep ? u * kLog2e : -simt::Infinity();
+        score(j, e) = (u - slope * static_cast<float>(distance)) * kLog2e;
+      }
+    }
+  }
+  template <class Score>
+  SIMT_FN void MaskRow(int row, int32_t first, const Score& score) const {
+    const DeviceSequence lengths = Lengths();
+    const int32_t token = TokenOf(row);
+    const int32_t begin = lengths.KeysBegin(token, p.mask);
+    const int32_t end = lengths.KeysEnd(token, p.mask);
+    SIMT_UNROLL
+    for (int j = 0; j < kBlockN / 8; ++j) {
+      SIMT_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        const int32_t key = first + j * 8 + e;
+        if (key < begin || key >= end) score(j, e) = -simt::Infinity();
+      }
+    }
+    if (p.mask.key_end == nullptr) return;
+    SIMT_UNROLL
+    for (int j = 0; j < kBlockN / 8; ++j) {
+      SIMT_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        const int32_t key = first + j * 8 + e;
+        if (key < end && token >= KeyEnd(key)) score(j, e) = -simt::Infinity();
       }
     }
   }
