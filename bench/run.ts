@@ -6,6 +6,7 @@ import { Device } from '../src/index.js';
 
 import { bench as benchAdamw } from './ops/adamw.bench.js';
 import { bench as benchAdd } from './ops/add.bench.js';
+import { bench as benchCompressVisualTokens } from './ops/compress-visual-tokens.bench.js';
 import { bench as benchCrossEntropy } from './ops/cross-entropy.bench.js';
 import { bench as benchCrossEntropyFromHidden } from './ops/cross-entropy-from-hidden.bench.js';
 import { bench as benchEmbedding } from './ops/embedding.bench.js';
@@ -37,6 +38,7 @@ that has PyTorch.`;
 const BENCHES: Readonly<Record<string, Bench>> = {
   adamw: benchAdamw,
   add: benchAdd,
+  'compress-visual-tokens': benchCompressVisualTokens,
   embedding: benchEmbedding,
   'grad-clip': benchGradClip,
   'cross-entropy': benchCrossEntropy,

@@ -3,6 +3,7 @@
 #include "addon/bind.h"
 #include "ops/adamw/adamw.h"
 #include "ops/add/add.h"
+#include "ops/compress-visual-tokens/compress-visual-tokens.h"
 #include "ops/cross-entropy-from-hidden/cross-entropy-from-hidden.h"
 #include "ops/cross-entropy/cross-entropy.h"
 #include "ops/embedding/embedding.h"
@@ -29,6 +30,7 @@ namespace varlen::addon {
 using Ops = OpList<
     adamw::Forward,
     add::Forward,
+    compress_visual_tokens::Forward,
     cross_entropy::Forward,
     cross_entropy::Backward,
     cross_entropy_from_hidden::Forward,
@@ -50,12 +52,14 @@ using Ops = OpList<
     policy_loss_from_hidden::Backward,
     policy_loss_from_logits::Forward,
     policy_loss_from_logits::Backward,
+    sparse_prefill::Rebalance,
     rms_norm::Forward,
     rms_norm::Backward,
     rope::Forward,
     rope::Backward,
     sampling::Forward,
     sparse_prefill::Forward,
+    sparse_prefill::Backward,
     sparse_prefill::Count,
     sparse_prefill::Indices,
     sparse_prefill::Mask,

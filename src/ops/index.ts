@@ -1,6 +1,11 @@
 export { Pcg32, type Pcg32State } from '../pcg32.js';
 export { type AdamwOptions, type AdamwTensors, adamw } from './adamw.js';
 export { type AddOptions, add } from './add.js';
+export {
+  type CompressedTokens,
+  type CompressVisualTokensOptions,
+  compressVisualTokens,
+} from './compress-visual-tokens.js';
 export { crossEntropy } from './cross-entropy.js';
 export { type CrossEntropyFromHiddenOptions, crossEntropyFromHidden } from './cross-entropy-from-hidden.js';
 export type { CrossEntropyOptions, CrossEntropyResult } from './cross-entropy-options.js';
@@ -73,10 +78,19 @@ export {
   type MergeOptions,
   mergeAttentionStates,
   type RunnablePlan,
+  type SparsePrefillBackwardOptions,
+  type SparsePrefillGradients,
   type SparsePrefillOptions,
   type SparsePrefillResult,
+  type SparsePrefillSaved,
   sparsePrefill,
+  sparsePrefillBackward,
 } from './sparse-prefill.js';
+export {
+  type RebalancedState,
+  type RebalanceOptions,
+  rebalanceAttention,
+} from './sparse-prefill-rebalance.js';
 export { type SwigluOptions, swiglu } from './swiglu.js';
 export {
   type SavedForBackward,

@@ -1,10 +1,11 @@
 import { readOptions, wrongType } from '../check.js';
 import { argumentError, varlenError } from '../errors.js';
+import { checkTensor, recordCall, zerosLike } from '../tensor/arguments.js';
 import type { Device } from '../tensor/device.js';
 import type { DType } from '../tensor/dtype.js';
 import { run } from '../tensor/run.js';
 import type { Stream } from '../tensor/stream.js';
-import { refuseTracked } from '../tensor/tape.js';
+import { isTracked, refuseTracked } from '../tensor/tape.js';
 import { Tensor } from '../tensor/tensor.js';
 import { varlenAttention } from './varlen-attention.js';
 
@@ -52,6 +53,34 @@ export interface AttentionState {
 /** Result of {@link sparsePrefill}; disposing it disposes both tensors. */
 export interface SparsePrefillResult extends AttentionState, Disposable {}
 
+/** What {@link sparsePrefillBackward} reads: the inputs of a call, its results, and their gradients. */
+export interface SparsePrefillSaved extends AttentionState {
+  readonly q: Tensor;
+  readonly k: Tensor;
+  readonly v: Tensor;
+  /** As in the call. It is a constant: no gradient of it is computed. */
+  readonly keyBias?: Tensor;
+  /** Gradient of `out`, its shape and dtype. */
+  readonly dOut: Tensor;
+  /** Gradient of `softmaxLse`, `[numHeads, totalTokensQ]` float32, for losses that use it. */
+  readonly dLse?: Tensor;
+}
+
+/** Options of {@link sparsePrefillBackward}: tensors that receive the results. */
+export interface SparsePrefillBackwardOptions {
+  dq?: Tensor;
+  dk?: Tensor;
+  dv?: Tensor;
+  stream?: Stream;
+}
+
+/** Gradients of the inputs, in their shapes and dtype. */
+export interface SparsePrefillGradients extends Disposable {
+  readonly dq: Tensor;
+  readonly dk: Tensor;
+  readonly dv: Tensor;
+}
+
 /** Options of {@link mergeAttentionStates}. */
 export interface MergeOptions {
   out?: Tensor;
@@ -60,11 +89,8 @@ export interface MergeOptions {
 }
 
 const OP = 'sparsePrefill';
+const OP_BACKWARD = 'sparsePrefillBackward';
 const OP_MERGE = 'mergeAttentionStates';
-
-function checkTensor(op: string, argument: string, value: unknown): asserts value is Tensor {
-  if (!(value instanceof Tensor)) throw wrongType(op, argument, value, 'a Tensor');
-}
 
 function disposable(out: Tensor, softmaxLse: Tensor): SparsePrefillResult {
   return {
@@ -77,18 +103,18 @@ function disposable(out: Tensor, softmaxLse: Tensor): SparsePrefillResult {
   };
 }
 
-/** Refuses inputs that differ from those the plan was made for. */
-function checkPlan(plan: RunnablePlan, q: Tensor, k: Tensor): void {
+/** @internal Refuses inputs that differ from those the plan was made for. */
+export function checkPlan(op: string, plan: RunnablePlan, q: Tensor, k: Tensor): void {
   if (typeof plan !== 'object' || plan === null || !(plan.words instanceof Tensor)) {
-    throw wrongType(OP, 'plan', plan, 'a PrefillPlan');
+    throw wrongType(op, 'plan', plan, 'a PrefillPlan');
   }
   if (plan.disposed) {
-    throw varlenError('ERR_VARLEN_DISPOSED', `${OP}: plan was disposed`, { op: OP, argument: 'plan' });
+    throw varlenError('ERR_VARLEN_DISPOSED', `${op}: plan was disposed`, { op, argument: 'plan' });
   }
   const mismatch = (what: string, got: unknown, expected: unknown): Error =>
     argumentError(
       'ERR_VARLEN_PLAN_MISMATCH',
-      OP,
+      op,
       'plan',
       `was made for another ${what}; got ${String(got)}, expected ${String(expected)}`,
     );
@@ -111,15 +137,16 @@ function checkPlan(plan: RunnablePlan, q: Tensor, k: Tensor): void {
  * (query, key) pairs whose softmax this computes. Rows are the same bits for any thread count and any
  * other sequences in the pack; a row that keeps no key gets `out = 0` and `softmaxLse = -Infinity`.
  *
- * Formulas: native/ops/sparse-prefill/sparse-prefill.h. There is no backward pass: an input that requires
- * a gradient is refused.
+ * Formulas: native/ops/sparse-prefill/sparse-prefill.h. The call is recorded for tracked q, k and v; the plan
+ * is frozen, and neither it nor `keyBias` gets a gradient.
  *
  * @param plan of `planPrefill`, made for these lengths, heads, dtype and device; may be used many times
  * @param q `[totalTokensQ, numHeads, headDim]`, float32, float16 or bfloat16; headDim a multiple of 8 up to 512
  * @param k `[totalTokensK, numKvHeads, headDim]`
  * @param v `[totalTokensK, numKvHeads, valueDim]`
  * @throws `ERR_VARLEN_PLAN_MISMATCH`, `ERR_VARLEN_DISPOSED`, `ERR_VARLEN_SHAPE`, `ERR_VARLEN_DTYPE`,
- *   `ERR_VARLEN_HEAD_DIM`, `ERR_VARLEN_LAYOUT`, `ERR_VARLEN_NO_BACKWARD`, `ERR_VARLEN_TYPE`,
+ *   `ERR_VARLEN_HEAD_DIM`, `ERR_VARLEN_LAYOUT`, `ERR_VARLEN_TYPE`, `ERR_VARLEN_NO_BACKWARD` for a `keyBias`
+ *   that requires a gradient,
  *   `ERR_VARLEN_OPTION`, `ERR_VARLEN_INCOMPATIBLE`; reading the result rejects with what planning failed
  *   with, `ERR_VARLEN_RECALL` for a guarantee that was missed
  *
@@ -140,8 +167,8 @@ export function sparsePrefill(
   checkTensor(OP, 'k', k);
   checkTensor(OP, 'v', v);
   const given = readOptions(OP, options, ['keyBias', 'out', 'softmaxLse', 'stream']);
-  refuseTracked(OP, [q, k, v]);
-  checkPlan(plan, q, k);
+  refuseTracked(OP, [given.keyBias]);
+  checkPlan(OP, plan, q, k);
   const { cuSeqlensQ, cuSeqlensK, softmaxScale, softcap, causal } = plan;
   const dense = plan.allDense && given.keyBias === undefined && given.softmaxLse === undefined;
   if (dense && v.shape[2] === q.shape[2] && plan.headDim <= 256) {
@@ -156,9 +183,87 @@ export function sparsePrefill(
     });
     return disposable(out, softmaxLse);
   }
+  if (isTracked([q, k, v]) && (given.out ?? given.softmaxLse) !== undefined) {
+    throw argumentError(
+      'ERR_VARLEN_INCOMPATIBLE',
+      OP,
+      given.out === undefined ? 'softmaxLse' : 'out',
+      'cannot be given for a recorded call; got it beside a tensor that requires a gradient, expected noGrad or neither',
+    );
+  }
   const values = { ...given, plan: plan.words, q, k, v, cuSeqlensQ, cuSeqlensK, softmaxScale, softcap };
   const made = run(OP, values, q.device, given.stream);
-  return disposable(made[0] ?? given.out!, made[1] ?? given.softmaxLse!);
+  const result = disposable(made[0] ?? given.out!, made[1] ?? given.softmaxLse!);
+  recordPrefill(OP, plan, { q, k, v, ...result }, { keyBias: given.keyBias }, given.stream);
+  return result;
+}
+
+/**
+ * @internal Leaves a node on the tape, with names of its own: the caller may dispose inputs, results and plan.
+ * `biases` are what was added to the scores: constants to backward.
+ */
+export function recordPrefill(
+  op: string,
+  { words, cuSeqlensQ, cuSeqlensK, softmaxScale, softcap }: RunnablePlan,
+  { q, k, v, out, softmaxLse }: Omit<SparsePrefillSaved, 'dOut'>,
+  biases: { keyBias?: Tensor | undefined; segments?: Tensor; segmentBias?: Tensor },
+  stream: Stream | undefined,
+): void {
+  const { keyBias, segments, segmentBias } = biases;
+  const tensors = [q, k, v, out, softmaxLse, words, keyBias, segments, segmentBias] as const;
+  recordCall(op, [q, k, v], [out, softmaxLse], tensors, ([dOut, dLse], kept) => {
+    const inputs = { q: kept[0], k: kept[1], v: kept[2], out: kept[3], softmaxLse: kept[4] };
+    const ofPlan = { plan: kept[5], cuSeqlensQ, cuSeqlensK, softmaxScale, softcap };
+    const constants = { keyBias: kept[6], segments: kept[7], segmentBias: kept[8] };
+    // A loss of softmaxLse alone brings no gradient of out.
+    const zero = dOut === undefined ? zerosLike(inputs.out) : undefined;
+    const values = { ...inputs, ...ofPlan, ...constants, dOut: dOut ?? zero, dLse };
+    const on = stream === undefined || stream.disposed ? undefined : stream;
+    const gradients = run(OP_BACKWARD, values, inputs.q.device, on);
+    zero?.dispose();
+    return gradients;
+  });
+}
+
+/**
+ * Gradients of {@link sparsePrefill}: `dq`, `dk` and `dv` over exactly the pairs that the plan computes, from
+ * the gradient of `out` and, when a loss uses it, of `softmaxLse`. Sums are float32 in a fixed order, so the
+ * bits depend on no thread count. Formulas: native/ops/sparse-prefill/sparse-prefill.h.
+ *
+ * @param plan of the call; it must not be disposed yet
+ * @throws as {@link sparsePrefill}
+ *
+ * @example
+ * ```ts
+ * const { out, softmaxLse } = sparsePrefill(plan, q, k, v);
+ * const { dq, dk, dv } = sparsePrefillBackward(plan, { q, k, v, out, softmaxLse, dOut });
+ * ```
+ */
+export function sparsePrefillBackward(
+  plan: RunnablePlan,
+  saved: SparsePrefillSaved,
+  options?: SparsePrefillBackwardOptions,
+): SparsePrefillGradients {
+  if (typeof saved !== 'object' || saved === null) {
+    throw wrongType(OP_BACKWARD, 'saved', saved, 'q, k, v, out, softmaxLse and dOut');
+  }
+  const { q, k, v, out, softmaxLse, dOut, keyBias, dLse } = saved;
+  for (const [name, tensor] of Object.entries({ q, k, v, out, softmaxLse, dOut })) {
+    checkTensor(OP_BACKWARD, name, tensor);
+  }
+  const { dq, dk, dv, stream } = readOptions(OP_BACKWARD, options, ['dq', 'dk', 'dv', 'stream']);
+  checkPlan(OP_BACKWARD, plan, q, k);
+  const { words, cuSeqlensQ, cuSeqlensK, softmaxScale, softcap } = plan;
+  const inputs = { plan: words, q, k, v, out, softmaxLse, dOut, keyBias, dLse };
+  const values = { ...inputs, cuSeqlensQ, cuSeqlensK, softmaxScale, softcap, dq, dk, dv };
+  const made = run(OP_BACKWARD, values, q.device, stream);
+  const gradients = { dq: made[0] ?? dq!, dk: made[1] ?? dk!, dv: made[2] ?? dv! };
+  return {
+    ...gradients,
+    [Symbol.dispose]() {
+      for (const gradient of Object.values(gradients)) gradient.dispose();
+    },
+  };
 }
 
 /**

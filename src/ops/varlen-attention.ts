@@ -1,5 +1,6 @@
 import { readOptions, wrongType } from '../check.js';
 import { argumentError } from '../errors.js';
+import { zerosLike } from '../tensor/arguments.js';
 import { run } from '../tensor/run.js';
 import type { Stream } from '../tensor/stream.js';
 import { isTracked, record } from '../tensor/tape.js';
@@ -377,10 +378,6 @@ function recordSaved(
     zero?.dispose();
     return [gradients.dq, gradients.dk, gradients.dv];
   });
-}
-
-function zerosLike({ shape, dtype, size, device }: Tensor): Tensor {
-  return Tensor.from(new Float32Array(size), { shape, dtype, device });
 }
 
 /**

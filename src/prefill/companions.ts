@@ -48,6 +48,65 @@ export function segmentBias(masses: ArrayLike<number>, options?: SegmentBiasOpti
   );
 }
 
+/**
+ * A `keyBias` for `sparsePrefill` from the biases that `rebalanceAttention` found on calibration prompts: the
+ * mean over rows of each head and segment, spread over the keys of another prompt. Keys in no segment get 0.
+ *
+ * @param biases `segmentBias` of one or more calls, `[numHeads, rows, numSegments]`
+ * @param segments segment of each key, `[totalTokensK]`; -1: none
+ * @returns `[numHeads, totalTokensK]`, row by row
+ * @throws `ERR_VARLEN_SHAPE` for calls of different heads or segments, or for none; `ERR_VARLEN_INDEX` for a
+ *   segment that they do not have
+ *
+ * @example
+ * ```ts
+ * const table = { data: (await segmentBias.data()) as Float32Array, shape: segmentBias.shape };
+ * const keyBias = Tensor.from(segmentKeyBias([table], segments), { shape: [numHeads, segments.length] });
+ * ```
+ */
+export function segmentKeyBias(
+  biases: readonly { readonly data: Float32Array; readonly shape: readonly number[] }[],
+  segments: Int32Array,
+): Float32Array {
+  const op = 'segmentKeyBias';
+  const [numHeads, , numSegments] = biases[0]?.shape ?? [];
+  const mean = new Float64Array((numHeads ?? 0) * (numSegments ?? 0));
+  let rows = 0;
+  for (const [i, { data, shape }] of biases.entries()) {
+    if (shape.length !== 3 || shape[0] !== numHeads || shape[2] !== numSegments) {
+      throw argumentError(
+        'ERR_VARLEN_SHAPE',
+        op,
+        `biases[${i}]`,
+        `has another shape; got [${shape}], expected [${numHeads}, rows, ${numSegments}]`,
+      );
+    }
+    rows += shape[1];
+    for (let at = 0; at < data.length; at++) {
+      const head = Math.floor(at / (shape[1] * numSegments));
+      mean[head * numSegments + (at % numSegments)] += data[at];
+    }
+  }
+  if (rows === 0) {
+    throw argumentError('ERR_VARLEN_SHAPE', op, 'biases', 'have no rows; expected at least one');
+  }
+  const keys = new Float32Array(numHeads * segments.length);
+  for (let head = 0; head < numHeads; head++) {
+    for (const [j, g] of segments.entries()) {
+      if (g < -1 || g >= numSegments) {
+        throw argumentError(
+          'ERR_VARLEN_INDEX',
+          op,
+          `segments[${j}]`,
+          `is out of range; got ${g}, expected -1..${numSegments - 1}`,
+        );
+      }
+      if (g >= 0) keys[head * segments.length + j] = mean[head * numSegments + g] / rows;
+    }
+  }
+  return keys;
+}
+
 /** Times of {@link minCloudTokens}, all in one unit. */
 export interface HandoverTimes {
   /** Until the device has prefilled the prompt. */

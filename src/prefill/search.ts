@@ -1,11 +1,13 @@
-import { readOptions, wrongType } from '../check.js';
+import { checkInteger, describe, readOptions, wrongType } from '../check.js';
 import { argumentError } from '../errors.js';
-import { sparsePrefill } from '../ops/sparse-prefill.js';
 import { Tensor } from '../tensor/index.js';
 import type { LayerConfig } from './config.js';
-import type { ModalityLayout } from './modality.js';
+import { type ModalityLayout, modalityNames, readModalities } from './modality.js';
 import type { HeadPattern } from './pattern.js';
-import { type HeadStats, planPrefill } from './plan.js';
+import { planPrefill } from './plan.js';
+import { boundaryNames, searchBoundaries } from './search-boundary.js';
+import { defaultCandidates } from './search-candidates.js';
+import { HeadSearch, type Objective, type OneHead, TOLERANCE, type Tried } from './search-head.js';
 
 /** Queries, keys and values of one layer over one calibration sequence. */
 export interface Capture {
@@ -19,10 +21,23 @@ export interface Capture {
 
 /** Options of {@link searchPatterns}. */
 export interface SearchOptions {
-  /** Patterns to try. Default: those of MMInference's table 4 for sequences with vision, MInference's else. */
+  /**
+   * Patterns to try. Default: those of MMInference's table 4 for sequences with modalities and for rows of vision,
+   * those of its table 7 for text.
+   */
   readonly candidates?: readonly HeadPattern[];
-  /** Relative error of the output, or attention mass lost. Default `'output-l2'`. */
-  readonly objective?: 'output-l2' | 'recall';
+  /**
+   * Relative error of the output, share of its elements that are off by more than 0.005, or attention mass lost.
+   * Default `'output-l2'`.
+   */
+  readonly objective?: Objective;
+  /**
+   * Whether patterns per query modality and per pair of modalities compete as well. Default: where at least two
+   * modalities have `minModalityRows` rows.
+   */
+  readonly boundaries?: boolean;
+  /** Rows from which on a modality gets patterns of its own. Default 128, as in `planPrefill`. */
+  readonly minModalityRows?: number;
   /** What a head may cost: the pairs that this pattern issues. Default a-shape(1024, 4096). */
   readonly budget?: HeadPattern;
   /** Heads that keep less than this at four times the budget are dense. Default 0.8. */
@@ -40,7 +55,7 @@ export interface SearchedHead {
   /** Share of all pairs that it issues. */
   readonly cost: number;
   /** Every candidate as it was compared. */
-  readonly tried: readonly { readonly pattern: HeadPattern; readonly score: number; readonly cost: number }[];
+  readonly tried: readonly Tried[];
 }
 
 /** Result of {@link searchPatterns}. */
@@ -50,120 +65,15 @@ export interface SearchResult {
 }
 
 const OP = 'searchPatterns';
-const STEP = 50;
-const TOLERANCE = 0.05;
-const MAX_STEPS = 24;
-
-const verticalSlash = (vertical: number, slash: number): HeadPattern => ({
-  kind: 'vertical-slash',
-  select: { topk: { vertical, slash } },
-});
-
-function defaultCandidates(vision: boolean): HeadPattern[] {
-  const text: HeadPattern[] = [
-    { kind: 'a-shape', sink: 1024, local: 4096 },
-    verticalSlash(30, 2048),
-    verticalSlash(100, 1800),
-    verticalSlash(500, 1500),
-    verticalSlash(3000, 200),
-    { kind: 'block-sparse', block: [64, 64], score: 'mean-pool', select: { blocks: 100 } },
-  ];
-  if (!vision) return text;
-  const grids = (['100', '010', '001', '110', '011', '111'] as const).map((flags): HeadPattern => {
-    const [hline, vline, slash] = [...flags].map((flag) => flag === '1');
-    return { kind: 'grid', stride: 'search', phase: 'search', hline, vline, slash };
-  });
-  return [
-    ...grids,
-    { kind: 'a-shape', sink: 128, local: 1024 },
-    { kind: 'a-shape', sink: 128, local: 4096 },
-    verticalSlash(1000, 1024),
-    verticalSlash(2000, 2048),
-    verticalSlash(1000, 4096),
-    verticalSlash(3500, 200),
-  ];
-}
-
-/** The pattern with `steps` times 50 keys per row more; `undefined` where nothing is left to take. */
-function adjusted(pattern: HeadPattern, steps: number): HeadPattern | undefined {
-  const by = steps * STEP;
-  if (pattern.kind === 'a-shape' || pattern.kind === 'tri-shape') {
-    return pattern.local + by < 1 ? undefined : { ...pattern, local: pattern.local + by };
-  }
-  if (pattern.kind === 'vertical-slash' && 'topk' in pattern.select) {
-    const { vertical, slash } = pattern.select.topk;
-    if (slash + by >= 1) return { ...pattern, select: { topk: { vertical, slash: slash + by } } };
-    return vertical + by < 1
-      ? undefined
-      : { ...pattern, select: { topk: { vertical: vertical + by, slash } } };
-  }
-  return undefined; // grids and blocks are what they are
-}
-
-/** One head of a capture: views of its rows. */
-interface OneHead {
-  readonly q: Tensor;
-  readonly k: Tensor;
-  readonly v: Tensor;
-  readonly modality: ModalityLayout | undefined;
-}
-
-async function measure(head: OneHead, pattern: HeadPattern): Promise<HeadStats> {
-  using plan = planFor(head, pattern);
-  return (await plan.stats()).heads[0];
-}
-
-function planFor({ q, k, modality }: OneHead, pattern: HeadPattern): ReturnType<typeof planPrefill> {
-  return planPrefill({ heads: pattern }, q, k, {
-    cuSeqlens: Int32Array.of(0, q.shape[0]),
-    denseBelow: 0,
-    denseAbove: 1,
-    certificateRows: 128,
-    ...(modality === undefined ? {} : { modality: [modality] }),
-  });
-}
-
-/** Brings a candidate's cost within 5 % of the budget, in steps of 50 keys per row. */
-async function fitToBudget(head: OneHead, pattern: HeadPattern, budget: number): Promise<HeadPattern> {
-  let [best, difference] = [pattern, Infinity];
-  let steps = 0;
-  let stride = 8;
-  for (let turn = 0; turn < MAX_STEPS; turn++) {
-    const candidate = steps === 0 ? pattern : adjusted(pattern, steps);
-    if (candidate === undefined) break;
-    const { tileDensity } = await measure(head, candidate);
-    const off = tileDensity / budget - 1;
-    if (Math.abs(off) < Math.abs(difference)) [best, difference] = [candidate, off];
-    if (Math.abs(off) <= TOLERANCE || adjusted(pattern, 1) === undefined) break;
-    const next = steps + (off > 0 ? -stride : stride);
-    if (off * difference < 0) stride = Math.max(1, stride >> 1);
-    steps = next;
-  }
-  return best;
-}
-
-async function outputOf(head: OneHead, pattern: HeadPattern): Promise<Float32Array> {
-  using plan = planFor(head, pattern);
-  using result = sparsePrefill(plan, head.q, head.k, head.v);
-  return result.out.toFloat32();
-}
-
-/** `|a - b| / |b|` over all rows. */
-function relativeError(a: Float32Array, b: Float32Array): number {
-  let [error, norm] = [0, 0];
-  for (let i = 0; i < a.length; i++) {
-    error += (a[i] - b[i]) ** 2;
-    norm += b[i] ** 2;
-  }
-  return norm > 0 ? Math.sqrt(error / norm) : 0;
-}
+const OBJECTIVES: readonly Objective[] = ['output-l2', 'output-count', 'recall'];
 
 /**
  * Finds the best pattern of each head of a layer at a common cost, from what a model computed once.
  *
  * Every candidate is first brought to the cost of `budget`, counted in pairs that the kernel issues and not
  * in lines (MInference, algorithm 1), and then judged by the output it gives. Positions are never stored:
- * those of one prompt keep little of another's attention.
+ * those of one prompt keep little of another's attention. With several modalities, the best pattern of each, and
+ * of each pair of them, are composed and compete at the same cost (MMInference, algorithm 4).
  *
  * @throws `ERR_VARLEN_TYPE`, `ERR_VARLEN_SHAPE`, `ERR_VARLEN_OPTION`, and what `planPrefill` throws; the
  *   signal's reason when it is aborted
@@ -175,23 +85,51 @@ function relativeError(a: Float32Array, b: Float32Array): number {
  * ```
  */
 export async function searchPatterns(capture: Capture, options?: SearchOptions): Promise<SearchResult> {
-  const known = readOptions(OP, options, ['candidates', 'objective', 'budget', 'minRecall', 'signal']);
-  const { objective = 'output-l2', minRecall = 0.8, signal } = known;
+  const known = readOptions(OP, options, [
+    'candidates',
+    'objective',
+    'boundaries',
+    'minModalityRows',
+    'budget',
+    'minRecall',
+    'signal',
+  ]);
+  const { objective = 'output-l2', minRecall = 0.8, minModalityRows = 128, signal } = known;
   const { budget = { kind: 'a-shape', sink: 1024, local: 4096 } as const } = known;
   for (const name of ['q', 'k', 'v'] as const) {
     if (!(capture?.[name] instanceof Tensor)) throw wrongType(OP, name, capture?.[name], 'a Tensor');
   }
-  if (objective !== 'output-l2' && objective !== 'recall') {
+  if (!OBJECTIVES.includes(objective)) {
     throw argumentError(
       'ERR_VARLEN_OPTION',
       OP,
       'objective',
-      `is unknown; got '${String(objective)}', expected 'output-l2' or 'recall'`,
+      `is unknown; got ${describe(objective)}, expected ${OBJECTIVES.join(', ')}`,
     );
   }
+  checkInteger(OP, 'minModalityRows', minModalityRows, 0);
   const { q, k, v, modality } = capture;
-  const { candidates = defaultCandidates(modality !== undefined) } = known;
   const [numHeads, numKvHeads] = [q.shape[1], k.shape[1]];
+  const layouts = modality === undefined ? [] : [modality];
+  const allNames = modalityNames(OP, layouts);
+  const parts =
+    modality === undefined
+      ? { names: [], nameOf: () => '' }
+      : boundaryNames(
+          readModalities(OP, 'modality', modality, allNames, q.shape[0]),
+          allNames,
+          Math.max(1, minModalityRows),
+        );
+  const { boundaries = parts.names.length > 1 } = known;
+  if (boundaries && parts.names.length < 2) {
+    throw argumentError(
+      'ERR_VARLEN_MODALITY',
+      OP,
+      'boundaries',
+      `need two modalities of at least ${minModalityRows} rows; got ${parts.names.length}`,
+    );
+  }
+  const candidatesOf = (name: string): readonly HeadPattern[] => known.candidates ?? defaultCandidates(name);
   const heads: SearchedHead[] = [];
   for (let h = 0; h < numHeads; h++) {
     const kv = Math.floor((h * numKvHeads) / numHeads);
@@ -205,19 +143,15 @@ export async function searchPatterns(capture: Capture, options?: SearchOptions):
   return Object.freeze({ layer: Object.freeze(layer), heads: Object.freeze(heads) });
 
   async function searchHead(head: OneHead, index: number): Promise<SearchedHead> {
-    const { tileDensity: target } = await measure(head, budget);
-    const exact = await outputOf(head, { kind: 'dense' });
-    const tried: { pattern: HeadPattern; score: number; cost: number; recall: number }[] = [];
-    for (const candidate of candidates) {
+    const search = await HeadSearch.start(head, objective, budget);
+    const tried: Tried[] = [];
+    for (const candidate of candidatesOf(modality === undefined ? 'text' : 'vision')) {
       signal?.throwIfAborted();
-      const pattern = await fitToBudget(head, candidate, target);
-      const { tileDensity: cost, recall } = await measure(head, pattern);
-      const score =
-        objective === 'recall' ? 1 - recall!.mean : relativeError(await outputOf(head, pattern), exact);
-      tried.push({ pattern, score, cost, recall: recall!.mean });
+      tried.push(await search.try(candidate));
     }
+    if (boundaries) tried.push(...(await searchBoundaries(search, { ...parts, candidatesOf, signal })));
     // Those that cost more than the budget compete only when nothing fits it.
-    const affordable = tried.filter(({ cost }) => cost <= target * (1 + TOLERANCE));
+    const affordable = tried.filter(({ cost }) => cost <= search.target * (1 + TOLERANCE));
     const pool = affordable.length > 0 ? affordable : tried;
     const best = pool.reduce((a, b) => (b.score < a.score ? b : a));
     const dense = best.recall < minRecall && (await recallAtFour(head, best.pattern)) < minRecall;

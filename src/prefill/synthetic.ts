@@ -28,6 +28,11 @@ export interface SynthOptions {
   readonly textLength?: number;
   /** Row lines as well: queries on a line attend almost evenly. Default false. */
   readonly rowLines?: boolean;
+  /**
+   * Keys that only queries of one modality look for, at places of their own: `'query'` plants 24 for text and 24 for
+   * vision, `'pair'` 12 among the keys of each modality for the queries of each. Default: none.
+   */
+  readonly boundary?: 'query' | 'pair';
   /** A key that the last text queries look for, at this share of the sequence. */
   readonly needle?: number;
 }
@@ -123,10 +128,11 @@ export function synthHead(options: SynthOptions): SynthHead {
     'textEvery',
     'textLength',
     'rowLines',
+    'boundary',
     'needle',
   ]);
   const { frames, frameTokens, kind, headDim = 64, seed = 0, rowLines = false } = known;
-  const { textEvery = 0, textLength = 0, needle } = known;
+  const { textEvery = 0, textLength = 0, boundary, needle } = known;
   checkInteger(op, 'frames', frames, 1);
   checkInteger(op, 'frameTokens', frameTokens, 1);
   checkInteger(op, 'headDim', headDim, 40);
@@ -139,6 +145,14 @@ export function synthHead(options: SynthOptions): SynthHead {
       op,
       'kind',
       `is unknown; got '${String(kind)}', expected grid, slash, mixed`,
+    );
+  }
+  if (boundary !== undefined && boundary !== 'query' && boundary !== 'pair') {
+    throw argumentError(
+      'ERR_VARLEN_OPTION',
+      op,
+      'boundary',
+      `is unknown; got '${String(boundary)}', expected query, pair`,
     );
   }
   if (needle !== undefined && !(needle >= 0 && needle <= 1)) {
@@ -186,6 +200,23 @@ export function synthHead(options: SynthOptions): SynthHead {
       return code.map((c) => c / norm);
     });
     plant(16, 8, (x, d) => (cell[x] < 0 ? 0 : codes[cell[x]][d]));
+  }
+  if (boundary !== undefined) {
+    const isText = (x: number): boolean => cell[x] < 0;
+    for (const text of [true, false]) {
+      const queries = (x: number): number => (isText(x) === text ? 1 : 0);
+      for (const keysOf of boundary === 'query' ? [undefined] : [true, false]) {
+        const places = Array.from({ length: tokens - TAIL }, (_, x) => x).filter(
+          (x) => keysOf === undefined || isText(x) === keysOf,
+        );
+        const wanted = boundary === 'query' ? 24 : 12;
+        const chosen = new Set<number>();
+        while (chosen.size < Math.min(wanted, places.length)) {
+          chosen.add(places[Math.floor(random.uniform() * places.length)]);
+        }
+        plant(1, 8, queries, (x) => (chosen.has(x) ? 1 : 0));
+      }
+    }
   }
   const hidden =
     needle === undefined ? -1 : Math.min(tokens - TAIL - 1, Math.floor(needle * (tokens - TAIL)));

@@ -14,6 +14,11 @@ export function keptArray<T extends Int32Array | Float32Array>(array: T | Tensor
   return array instanceof Tensor ? array : (array.slice() as T);
 }
 
+/** Zeros of the shape, dtype and device of a tensor. */
+export function zerosLike({ shape, dtype, size, device }: Tensor): Tensor {
+  return Tensor.from(new Float32Array(size), { shape, dtype, device });
+}
+
 /**
  * Records a call when an input is tracked. `tensors` are those that `backward` reads; it gets names of its
  * own for them.

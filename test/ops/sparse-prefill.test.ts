@@ -1,5 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { varlenAttention, varlenAttentionBackward } from '../../src/ops/index.js';
 import {
   type HeadPattern,
   lseToLog2,
@@ -8,8 +9,10 @@ import {
   planPrefill,
   type SparsePrefillResult,
   sparsePrefill,
+  sparsePrefillBackward,
 } from '../../src/prefill/index.js';
 import { Tensor } from '../../src/tensor/index.js';
+import { gradCheck } from '../../src/testing/index.js';
 import { patterns } from '../prefill/arbitraries.js';
 import { EXACT, randomTensor } from '../prefill/cases.js';
 
@@ -223,6 +226,72 @@ test('no queries give an empty result, and no keys give 0 and -Infinity', async 
   expect(await result.softmaxLse.data()).toEqual(new Float32Array(6).fill(-Infinity));
 });
 
+describe('the backward pass', () => {
+  const heads: HeadPattern[] = [
+    { kind: 'a-shape', sink: 3, local: 9 },
+    { kind: 'grid', stride: 9, phase: 2, hline: true, vline: true, slash: true, sink: 2, local: 9 },
+  ];
+  const planOf = ({ q, k, lengths }: Problem, patterns = heads): PrefillPlan =>
+    planPrefill({ heads: patterns }, q, k, { ...lengths, ...EXACT });
+
+  test('gradients are the differences of the results, of out and of softmaxLse', () => {
+    const inputs = problem(40, 52);
+    using plan = planOf(inputs);
+    const { q, k, v } = inputs;
+    for (const result of ['out', 'softmaxLse'] as const) {
+      const run = (...[a, b, c]: Tensor[]): Tensor => sparsePrefill(plan, a, b, c)[result];
+      expect(gradCheck(run, [q, k, v])).toBeLessThan(1e-3);
+    }
+  });
+
+  test('a bias of keys moves the gradients and gets none', () => {
+    const { q, k, v, lengths } = problem(40, 40);
+    using plan = planPrefill({ heads, softcap: 3 }, q, k, { ...lengths, ...EXACT });
+    const keyBias = randomTensor([2, 40], 7);
+    expect(gradCheck((a, b, c) => sparsePrefill(plan, a, b, c, { keyBias }).out, [q, k, v])).toBeLessThan(
+      1e-3,
+    );
+  });
+
+  test('a dense plan has the gradients of dense attention, whichever kernel runs it', async () => {
+    const inputs = problem(130, 130);
+    const { q, k, v, lengths } = inputs;
+    const dOut = randomTensor([130, 2, 16], 21);
+    const dense = varlenAttention(q, k, v, { ...lengths, causal: true });
+    const expected = varlenAttentionBackward(dOut, dense.saved);
+    for (const pattern of [{ kind: 'dense' }, { kind: 'union', of: [{ kind: 'dense' }] }] as HeadPattern[]) {
+      using plan = planOf(inputs, [pattern, pattern]);
+      using result = sparsePrefill(plan, q, k, v);
+      using gradients = sparsePrefillBackward(plan, { q, k, v, ...result, dOut });
+      for (const name of ['dq', 'dk', 'dv'] as const) {
+        expect(worst(await gradients[name].toFloat32(), await expected[name].toFloat32())).toBeLessThan(2e-5);
+      }
+    }
+  });
+
+  test('a recorded call outlives its plan, its inputs and its results', async () => {
+    const inputs = problem(40, 40);
+    const { q, k, v } = inputs;
+    using plan = planOf(inputs);
+    using result = sparsePrefill(plan, q, k, v);
+    const dOut = randomTensor([40, 2, 16], 21);
+    using gradients = sparsePrefillBackward(plan, { q, k, v, ...result, dOut });
+    const leaves = await Promise.all(
+      [q, k, v].map(async (t) =>
+        Tensor.from(await t.toFloat32(), { shape: t.shape, device: 'cpu', requiresGrad: true }),
+      ),
+    );
+    const again = planOf(inputs);
+    const tracked = sparsePrefill(again, leaves[0], leaves[1], leaves[2]);
+    again.dispose();
+    tracked.softmaxLse.dispose();
+    tracked.out.backward(dOut);
+    for (const [i, name] of (['dq', 'dk', 'dv'] as const).entries()) {
+      expect(await leaves[i].grad!.toFloat32()).toEqual(await gradients[name].toFloat32());
+    }
+  });
+});
+
 test('a plan that is dense throughout runs the dense kernel', async () => {
   const inputs = problem(64, 64);
   using plan = planPrefill({ heads: { kind: 'a-shape', sink: 1, local: 1 } }, inputs.q, inputs.k, {
@@ -277,16 +346,54 @@ describe('errors', () => {
     expect(failing(() => mergeAttentionStates(null as never, null as never)).code).toBe('ERR_VARLEN_TYPE');
   });
 
-  test('an input that requires a gradient is ERR_VARLEN_NO_BACKWARD', () => {
+  test('a bias that requires a gradient is ERR_VARLEN_NO_BACKWARD', () => {
     using plan = make();
-    using tracked = Tensor.from(new Float32Array(20 * 2 * 16), {
+    const keyBias = Tensor.from(new Float32Array(2 * 20), {
+      shape: [2, 20],
+      device: 'cpu',
+      requiresGrad: true,
+    });
+    expect(failing(() => sparsePrefill(plan, inputs.q, inputs.k, inputs.v, { keyBias })).code).toBe(
+      'ERR_VARLEN_NO_BACKWARD',
+    );
+  });
+
+  test('an output given to a recorded call is ERR_VARLEN_INCOMPATIBLE', () => {
+    using plan = planPrefill({ heads: { kind: 'a-shape', sink: 1, local: 4 } }, inputs.q, inputs.k, {
+      ...inputs.lengths,
+      ...EXACT,
+    });
+    const q = Tensor.from(new Float32Array(20 * 2 * 16), {
       shape: [20, 2, 16],
       device: 'cpu',
       requiresGrad: true,
     });
-    expect(failing(() => sparsePrefill(plan, tracked, inputs.k, inputs.v)).code).toBe(
-      'ERR_VARLEN_NO_BACKWARD',
+    const out = randomTensor([20, 2, 16], 1);
+    const softmaxLse = randomTensor([2, 20], 1);
+    for (const given of [{ out }, { softmaxLse }]) {
+      expect(failing(() => sparsePrefill(plan, q, inputs.k, inputs.v, given)).code).toBe(
+        'ERR_VARLEN_INCOMPATIBLE',
+      );
+    }
+  });
+
+  test('the backward pass refuses what is no call of this plan', () => {
+    using plan = make();
+    using result = sparsePrefill(plan, inputs.q, inputs.k, inputs.v);
+    const saved = { ...inputs, ...result, dOut: result.out };
+    const backward = (changed: object, of: PrefillPlan = plan) =>
+      failing(() => sparsePrefillBackward(of, { ...saved, ...changed } as never)).code;
+    expect(failing(() => sparsePrefillBackward(plan, null as never)).code).toBe('ERR_VARLEN_TYPE');
+    expect(backward({ dOut: undefined })).toBe('ERR_VARLEN_TYPE');
+    expect(backward({}, {} as never)).toBe('ERR_VARLEN_TYPE');
+    expect(backward({ q: problem(21, 20).q })).toBe('ERR_VARLEN_PLAN_MISMATCH');
+    expect(backward({ dOut: problem(21, 20).q })).toBe('ERR_VARLEN_SHAPE');
+    expect(backward({ dLse: result.out })).toBe('ERR_VARLEN_SHAPE');
+    expect(failing(() => sparsePrefillBackward(plan, saved, { dOut: result.out } as never)).code).toBe(
+      'ERR_VARLEN_OPTION',
     );
+    plan.dispose();
+    expect(backward({})).toBe('ERR_VARLEN_DISPOSED');
   });
 
   test.each([

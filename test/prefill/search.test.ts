@@ -2,7 +2,13 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
-import { type HeadPattern, loadPatternConfig, searchPatterns, synthHead } from '../../src/prefill/index.js';
+import {
+  type HeadPattern,
+  loadPatternConfig,
+  searchPatterns,
+  synthHead,
+  writePatternConfig,
+} from '../../src/prefill/index.js';
 import { Tensor } from '../../src/tensor/index.js';
 import { runVarlen } from '../cli/run-varlen.js';
 import { rejected } from '../support/thrown.js';
@@ -63,6 +69,106 @@ describe('searchPatterns', () => {
     });
     expect(heads[0]).toMatchObject({ pattern: { kind: 'dense' }, recall: 1, cost: 1 });
   });
+
+  const mixture = (boundary: 'query' | 'pair', frames = 48, textLength = 150) => {
+    const head = synthHead({
+      frames,
+      frameTokens: 49,
+      kind: 'slash',
+      seed: 3,
+      textEvery: 6,
+      textLength,
+      boundary,
+    });
+    const make = (data: Float32Array) =>
+      Tensor.from(data, { shape: [head.tokens, 1, head.headDim], device: 'cpu' });
+    return { q: make(head.q), k: make(head.k), v: make(head.v), modality: head.modality };
+  };
+  const verticals: HeadPattern = {
+    kind: 'vertical-slash',
+    select: { topk: { vertical: 28, slash: 150 } },
+    forceVertical: 4,
+    forceSlash: 16,
+  };
+  const budget: HeadPattern = { kind: 'a-shape', sink: 32, local: 500 };
+
+  test('a pattern per query modality wins where each looks for keys of its own', async () => {
+    const { heads, layer } = await searchPatterns(mixture('query'), {
+      candidates: [local, verticals],
+      budget,
+      minRecall: 0,
+      objective: 'recall',
+    });
+    const [{ pattern, tried }] = heads;
+    expect(tried.map((one) => one.pattern.kind)).toEqual([
+      'a-shape',
+      'vertical-slash',
+      'q-boundary',
+      '2d-boundary',
+    ]);
+    expect(tried[2].score).toBeLessThan(Math.min(tried[0].score, tried[1].score));
+    expect(pattern.kind).toMatch(/boundary/);
+    expect((tried[2].pattern as { by: Record<string, HeadPattern> }).by).toMatchObject({
+      text: { kind: 'vertical-slash' },
+      vision: { kind: 'vertical-slash' },
+    });
+    // It comes back from a configuration.
+    const config = writePatternConfig({ model: 'mine', headDim: 64, lastQ: 64, layers: [layer] });
+    expect(loadPatternConfig(config).layers[0].heads[0]).toEqual(pattern);
+  });
+
+  test('pairs of modalities are searched one by one and composed at the budget', async () => {
+    const { heads } = await searchPatterns(mixture('pair', 60, 200), {
+      candidates: [local, verticals],
+      budget: { kind: 'a-shape', sink: 32, local: 900 },
+      minRecall: 0,
+    });
+    const composed = heads[0].tried[3];
+    expect(Object.keys((composed.pattern as { by: object }).by).sort()).toEqual([
+      'text>text',
+      'text>vision',
+      'vision>text',
+      'vision>vision',
+    ]);
+    for (const { cost, recall, score } of heads[0].tried) {
+      expect(cost).toBeGreaterThan(0);
+      expect(recall).toBeGreaterThan(0);
+      expect(score).toBeGreaterThan(0);
+    }
+    const [, { cost: plain }] = heads[0].tried;
+    expect(Math.abs(composed.cost / plain - 1)).toBeLessThan(0.1);
+    // On its way there a candidate that was too dear gave up slashes.
+    expect((composed.pattern as { by: Record<string, object> }).by['vision>vision']).toMatchObject({
+      select: { topk: { slash: 50 } },
+    });
+  });
+
+  test('boundaries can be left out, and need two modalities', async () => {
+    const options = { candidates: [local], budget, minRecall: 0, boundaries: false };
+    const { heads } = await searchPatterns(mixture('query', 24, 70), options);
+    expect(heads[0].tried.length).toBe(1);
+    const alone = { ...capture('grid'), modality: { ids: new Uint8Array(2024) } };
+    expect(await rejected(searchPatterns(alone, { ...options, boundaries: true }))).toMatchObject({
+      code: 'ERR_VARLEN_MODALITY',
+    });
+  });
+
+  test.each(['output-l2', 'output-count', 'recall'] as const)(
+    'the objective %s falls as the budget grows',
+    async (objective) => {
+      const scores: number[] = [];
+      for (const size of [60, 400]) {
+        const { heads } = await searchPatterns(capture('slash'), {
+          candidates: [local],
+          budget: { kind: 'a-shape', sink: 4, local: size },
+          minRecall: 0,
+          objective,
+        });
+        scores.push(heads[0].score);
+      }
+      expect(scores[1]).toBeLessThan(scores[0]);
+    },
+  );
 
   test('can be aborted, and names what is wrong', async () => {
     const signal = AbortSignal.abort(new Error('enough'));

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "core/simt/tensor_map.h"
 
@@ -109,6 +110,8 @@ struct CudaRuntime {
   // `params` is copied during the call.
   int (*launch)(const cuda::KernelImage& kernel, const cuda::LaunchShape& shape, const void* params,
                 void* stream) = nullptr;
+  // The files that may be cuBLASLt (core/cuda/cublas-lt.h), in the order in which to try them.
+  std::vector<std::string> (*cublas_lt)() = nullptr;
 };
 
 // The runtime that this binary was linked with: runtime.cc with CUDA, cuda_stub.cc without.

@@ -21,8 +21,10 @@ namespace varlen::cuda {
 // The first failure stays, and what comes after it does nothing: no call needs a check of its own.
 class Launch {
  public:
-  // `scratch` is used by the stream's thread alone, so that its order is the stream's.
-  Launch(Gpu& gpu, void* stream, Cache& scratch) : gpu_(gpu), stream_(stream), scratch_(scratch) {}
+  // `scratch` is used by the stream's thread alone, so that its order is the stream's. `reclaim`
+  // gives back to the GPU what nobody uses, when there is no more memory.
+  Launch(Gpu& gpu, void* stream, Cache& scratch, std::function<void()> reclaim = {})
+      : gpu_(gpu), stream_(stream), scratch_(scratch), reclaim_(std::move(reclaim)) {}
   Launch(const Launch&) = delete;
   Launch& operator=(const Launch&) = delete;
 
@@ -69,9 +71,11 @@ class Launch {
   const T* ReadBack(const T* device, int64_t count) {
     return static_cast<const T*>(CopyOut(device, count * static_cast<int64_t>(sizeof(T))));
   }
-  // Called once everything above is done, in the order of the stream, but not after a failure; a
-  // status that is not ok fails the task's outputs.
-  void OnDone(std::function<Status()> check) { checks_.push_back(std::move(check)); }
+  // Called once everything above is done, in the order of the stream, but not after a failure: what
+  // the check would read may not be there. A status that is not ok fails the task's outputs.
+  void OnDone(std::function<Status()> check) {
+    if (ok()) checks_.push_back(std::move(check));
+  }
   // Keeps host memory that the GPU reads or writes until then.
   void Keep(StorageRef storage) { kept_.push_back(std::move(storage)); }
 
@@ -90,6 +94,9 @@ class Launch {
     Start(KernelOf<Kernel>::image, INT64_MAX, &params, site);
   }
 
+  // A product by cuBLASLt. False where there is no such library, or where it has no algorithm for
+  // it: a kernel of ours does it then.
+  bool Multiply(const MatrixProduct& product, Site site = Site::current());
   void Copy(void* to, const void* from, int64_t bytes, CopyKind kind, Site site = Site::current());
   void Fill(void* data, int byte, int64_t bytes, Site site = Site::current());
   // Notes when the stream passes this point, on the clock of the GPU.
@@ -109,6 +116,7 @@ class Launch {
   Gpu& gpu_;
   void* const stream_;
   Cache& scratch_;
+  const std::function<void()> reclaim_;
   Status status_;
   bool sticky_ = false;
   std::vector<StorageRef> scratches_;

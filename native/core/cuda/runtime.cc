@@ -5,6 +5,7 @@
 #include <cstring>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "core/cuda/api.h"
 #include "core/cuda/kernel.h"
@@ -222,6 +223,21 @@ int LaunchKernel(const cuda::KernelImage& kernel, const cuda::LaunchShape& shape
                                  static_cast<size_t>(shape.shared_bytes), StreamOf(stream)));
 }
 
+// VARLEN_CUBLASLT_PATH names the one file to try; "none" keeps our own kernels. Otherwise that of
+// the toolkit this was built with goes first: what a driver is too old for does not open.
+std::vector<std::string> CublasLtFiles() {
+  const char* asked = std::getenv("VARLEN_CUBLASLT_PATH");
+  if (asked != nullptr && asked[0] != '\0') {
+    return std::string(asked) == "none" ? std::vector<std::string>{}
+                                        : std::vector{std::string(asked)};
+  }
+  std::vector<std::string> files;
+  for (int major : {CUDART_VERSION / 1000, 13, 12}) {
+    files.push_back("libcublasLt.so." + std::to_string(major));
+  }
+  return files;
+}
+
 }  // namespace
 
 CudaRuntime LinkedCudaRuntime() {
@@ -253,6 +269,7 @@ CudaRuntime LinkedCudaRuntime() {
   runtime.encode = Encode;
   runtime.prepare = Prepare;
   runtime.launch = LaunchKernel;
+  runtime.cublas_lt = CublasLtFiles;
   return runtime;
 }
 

@@ -7,7 +7,7 @@
 #include "core/op_test.h"
 #include "doctest/doctest.h"
 #include "ops/cross-entropy-from-hidden/cross-entropy-from-hidden.h"
-#include "ops/cross-entropy-from-hidden/launch.h"
+#include "ops/cross-entropy-from-hidden/kernels.h"
 
 // The kernels, run by the host emulator, against the float64 reference. The tiles themselves are
 // tested with the policy loss.

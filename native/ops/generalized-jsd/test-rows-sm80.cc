@@ -3,10 +3,10 @@
 #include <string>
 #include <vector>
 
+#include "core/jsd-words-device.h"
 #include "core/op_test.h"
 #include "core/tile-product-device.h"
 #include "doctest/doctest.h"
-#include "ops/generalized-jsd/device.h"
 #include "ops/generalized-jsd/generalized-jsd.h"
 
 // The kernels, run by the host emulator, against the float64 reference.
@@ -14,6 +14,7 @@ namespace varlen::generalized_jsd::testing {
 namespace {
 
 using namespace varlen::testing;
+using namespace varlen::jsd;
 
 constexpr float kBetas[] = {0.0f, 0.1f, 0.5f, 0.9f, 1.0f};
 

@@ -7,7 +7,7 @@
 #include "core/loss/device.h"
 #include "core/op_test.h"
 #include "doctest/doctest.h"
-#include "ops/policy-loss-from-hidden/launch.h"
+#include "ops/policy-loss-from-hidden/kernels.h"
 #include "ops/policy-loss-from-hidden/policy-loss-from-hidden.h"
 
 // The tile kernels, run by the host emulator, against the float64 reference: the statistics, the

@@ -90,7 +90,7 @@ void RunTile(const Forward& params, const Problem& problem, const Tile& tile, bo
   const int64_t stride = block.out_stride();
   float* merged = memory.Take<float>(stride);
   for (int r = 0; r < tile.count; ++r) {
-    float max = block.max()[r], sum = block.sum()[r];
+    float max = block.state().max[r], sum = block.state().sum[r];
     const Partial& partial = problem.partial;
     if (keep_partial) {
       *partial.max(rows[r]) = max;

@@ -9,6 +9,8 @@ Status NoCuda() {
 }  // namespace
 
 Status RunCuda(const Forward&) { return NoCuda(); }
+Status RunCuda(const Backward&) { return NoCuda(); }
+Status RunCuda(const Rebalance&) { return NoCuda(); }
 Status RunCuda(const Plan&) { return NoCuda(); }
 Status RunCuda(const Merge&) { return NoCuda(); }
 

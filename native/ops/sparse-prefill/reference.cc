@@ -137,6 +137,88 @@ bool Keeps(const Pattern& p, const Pair& pair) {
   }
 }
 
+// What both passes read, of one (sequence, head).
+struct Inputs {
+  const Tensor &q, &k, &v, &key_bias;
+  const Lengths& lengths;
+  const Tensor &segments, &segment_bias;  // of Rebalance, or neither
+};
+
+double At(const Tensor& tensor, int64_t row, int64_t head, int64_t d) {
+  return ReadDouble(tensor, row * tensor.strides[0] + head * tensor.strides[1] + d);
+}
+
+// Row r of a head: the keys it keeps and their probabilities.
+struct Row {
+  std::vector<int64_t> keys;
+  std::vector<double> p, cap_slope;  // cap_slope: ds / du
+  double lse = -kInfinity;
+
+  Row(const Inputs& in, const Pattern& pattern, const SequenceInfo& s, int64_t b, int64_t head,
+      int64_t r) {
+    const int64_t kv_head = head / (in.q.shape[1] / in.k.shape[1]);
+    const int64_t query = in.lengths.cu_seqlens_q.data()[b] + r;
+    const int64_t first_k = in.lengths.cu_seqlens_k.data()[b];
+    const double scale = in.lengths.softmax_scale, cap = in.lengths.softcap;
+    const int64_t i = r + s.shift();
+    double max = -kInfinity;
+    const int64_t end = s.causal ? i + 1 : s.k_length;
+    for (int64_t j = 0; j < end; ++j) {
+      if (!Keeps(pattern, {s, r, i, j, i, j})) continue;
+      double dot = 0;
+      for (int64_t d = 0; d < in.q.shape[2]; ++d) {
+        dot += At(in.q, query, head, d) * At(in.k, first_k + j, kv_head, d);
+      }
+      double score = scale * dot;
+      const double tanh = cap > 0 ? std::tanh(score / cap) : 0;
+      if (cap > 0) score = cap * tanh;
+      if (in.key_bias) {
+        score += double{in.key_bias.data<float>()[head * in.k.shape[0] + first_k + j]};
+      }
+      keys.push_back(j);
+      p.push_back(score);
+      cap_slope.push_back(1 - tanh * tanh);
+      max = score > max ? score : max;
+    }
+    if (keys.empty()) return;
+    double sum = 0;
+    for (double score : p) sum += std::exp(score - max);
+    lse = max + std::log(sum);
+    for (double& score : p) score = std::exp(score - lse);
+    if (!in.segments) return;
+    for (size_t n = 0; n < keys.size(); ++n) {
+      const int32_t g = in.segments.data<int32_t>()[first_k + keys[n]];
+      if (g < 0) continue;
+      const int64_t index = (head * in.q.shape[0] + query) * in.segment_bias.shape[2] + g;
+      p[n] *= std::exp(ReadDouble(in.segment_bias, index));
+    }
+  }
+};
+
+// ln(a'_g / a_g) from the masses of one row's segments.
+std::vector<double> BiasOf(const std::vector<double>& mass, const Rebalance& params) {
+  std::vector<double> bias(mass.size(), 0.0);
+  double all = 0, shares = 0;
+  for (size_t g = 0; g < mass.size(); ++g) {
+    if (!(mass[g] > 0)) continue;
+    all += mass[g];
+    shares += params.shares.data()[g];
+  }
+  if (!(shares > 0)) return bias;
+  double moved = 0;
+  for (size_t g = 0; g < mass.size(); ++g) {
+    if (!(mass[g] > 0)) continue;
+    const double target =
+        (1 - params.strength) * mass[g] + params.strength * all * params.shares.data()[g] / shares;
+    bias[g] = std::min(params.max_bias, std::max(-params.max_bias, std::log(target / mass[g])));
+    moved += mass[g] * std::exp(bias[g]);
+  }
+  for (size_t g = 0; g < mass.size(); ++g) {
+    if (mass[g] > 0) bias[g] += std::log(all / moved);
+  }
+  return bias;
+}
+
 }  // namespace
 
 Status RunReference(const Forward& params) {
@@ -144,11 +226,11 @@ Status RunReference(const Forward& params) {
   Status status = PlanView::Open(params.plan, &plan);
   if (!status.ok()) return status;
   const int64_t num_heads = params.q.shape[1], group = num_heads / params.k.shape[1];
-  const int64_t dim = params.q.shape[2], value_dim = params.v.shape[2];
-  const int64_t total_q = params.q.shape[0], total_k = params.k.shape[0];
+  const int64_t value_dim = params.v.shape[2], total_q = params.q.shape[0];
   std::fill_n(params.out.data<double>(), params.out.size(), 0.0);
   std::fill_n(params.softmax_lse.data<double>(), params.softmax_lse.size(), -kInfinity);
-  const double scale = params.lengths.softmax_scale, cap = params.lengths.softcap;
+  const Tensor none;
+  const Inputs inputs{params.q, params.k, params.v, params.key_bias, params.lengths, none, none};
 
   for (int64_t piece = 0; piece < plan.num_seqs() * num_heads; ++piece) {
     const int64_t b = piece / num_heads, head = piece % num_heads;
@@ -159,44 +241,112 @@ Status RunReference(const Forward& params) {
     const int64_t first_q = params.lengths.cu_seqlens_q.data()[b];
     const int64_t first_k = params.lengths.cu_seqlens_k.data()[b];
     status = ParallelFor(s.q_length, [&](int64_t r, int) {
-      const int64_t i = r + s.shift();
-      std::vector<int64_t> keys;
-      std::vector<double> scores;
-      double max = -kInfinity;
-      const int64_t end = s.causal ? i + 1 : s.k_length;
-      for (int64_t j = 0; j < end; ++j) {
-        if (!Keeps(pattern, {s, r, i, j, i, j})) continue;
-        double dot = 0;
-        for (int64_t d = 0; d < dim; ++d) {
-          dot += ReadDouble(params.q,
-                            (first_q + r) * params.q.strides[0] + head * params.q.strides[1] + d) *
-                 ReadDouble(params.k, (first_k + j) * params.k.strides[0] +
-                                          head / group * params.k.strides[1] + d);
-        }
-        double score = scale * dot;
-        if (cap > 0) score = cap * std::tanh(score / cap);
-        if (params.key_bias) {
-          score += double{params.key_bias.data<float>()[head * total_k + first_k + j]};
-        }
-        keys.push_back(j);
-        scores.push_back(score);
-        max = score > max ? score : max;
-      }
-      if (keys.empty()) return;
-      double sum = 0;
-      for (double score : scores) sum += std::exp(score - max);
-      const double lse = max + std::log(sum);
+      const Row row(inputs, pattern, s, b, head, r);
       double* out = params.out.data<double>() + ((first_q + r) * num_heads + head) * value_dim;
-      for (size_t n = 0; n < keys.size(); ++n) {
-        const double weight = std::exp(scores[n] - lse);
+      for (size_t n = 0; n < row.keys.size(); ++n) {
         for (int64_t d = 0; d < value_dim; ++d) {
-          out[d] += weight * ReadDouble(params.v, (first_k + keys[n]) * params.v.strides[0] +
-                                                      head / group * params.v.strides[1] + d);
+          out[d] += row.p[n] * At(params.v, first_k + row.keys[n], head / group, d);
         }
       }
-      params.softmax_lse.data<double>()[head * total_q + first_q + r] = lse;
+      params.softmax_lse.data<double>()[head * total_q + first_q + r] = row.lse;
     });
     if (!status.ok()) return status;
+  }
+  return {};
+}
+
+Status RunReference(const Backward& params) {
+  PlanView plan;
+  Status status = PlanView::Open(params.plan, &plan);
+  if (!status.ok()) return status;
+  const int64_t num_heads = params.q.shape[1], group = num_heads / params.k.shape[1];
+  const int64_t kv_heads = params.k.shape[1], total_q = params.q.shape[0];
+  const int64_t dim = params.q.shape[2], value_dim = params.v.shape[2];
+  for (const Tensor* gradient : {&params.dq, &params.dk, &params.dv}) {
+    std::fill_n(gradient->data<double>(), gradient->size(), 0.0);
+  }
+  const Inputs inputs{params.q,       params.k,        params.v,           params.key_bias,
+                      params.lengths, params.segments, params.segment_bias};
+  const double scale = params.lengths.softmax_scale;
+  for (int64_t piece = 0; piece < plan.num_seqs() * num_heads; ++piece) {
+    const int64_t b = piece / num_heads, head = piece % num_heads, kv_head = head / group;
+    Pattern pattern;
+    status = plan.Read(b, head, &pattern);
+    if (!status.ok()) return status;
+    const SequenceInfo& s = plan.sequence(b);
+    const int64_t first_k = params.lengths.cu_seqlens_k.data()[b];
+    for (int64_t r = 0; r < s.q_length; ++r) {
+      const int64_t query = params.lengths.cu_seqlens_q.data()[b] + r;
+      const Row row(inputs, pattern, s, b, head, r);
+      std::vector<double> dp(row.keys.size(), 0.0);
+      double delta = params.d_lse ? -ReadDouble(params.d_lse, head * total_q + query) : 0.0;
+      for (size_t n = 0; n < row.keys.size(); ++n) {
+        for (int64_t d = 0; d < value_dim; ++d) {
+          dp[n] +=
+              At(params.d_out, query, head, d) * At(params.v, first_k + row.keys[n], kv_head, d);
+        }
+        delta += row.p[n] * dp[n];
+      }
+      double* dq = params.dq.data<double>() + (query * num_heads + head) * dim;
+      for (size_t n = 0; n < row.keys.size(); ++n) {
+        const int64_t key = first_k + row.keys[n];
+        const double du = scale * row.p[n] * (dp[n] - delta) * row.cap_slope[n];
+        double* dk = params.dk.data<double>() + (key * kv_heads + kv_head) * dim;
+        double* dv = params.dv.data<double>() + (key * kv_heads + kv_head) * value_dim;
+        for (int64_t d = 0; d < dim; ++d) {
+          dq[d] += du * At(params.k, key, kv_head, d);
+          dk[d] += du * At(params.q, query, head, d);
+        }
+        for (int64_t d = 0; d < value_dim; ++d) {
+          dv[d] += row.p[n] * At(params.d_out, query, head, d);
+        }
+      }
+    }
+  }
+  return {};
+}
+
+Status RunReference(const Rebalance& params) {
+  PlanView plan;
+  Status status = PlanView::Open(params.plan, &plan);
+  if (!status.ok()) return status;
+  const int64_t num_heads = params.q.shape[1], group = num_heads / params.k.shape[1];
+  const int64_t value_dim = params.v.shape[2], total_q = params.q.shape[0];
+  const int64_t num_segments = params.shares.size();
+  std::fill_n(params.out.data<double>(), params.out.size(), 0.0);
+  std::fill_n(params.softmax_lse.data<double>(), params.softmax_lse.size(), -kInfinity);
+  std::fill_n(params.segment_bias.data<double>(), params.segment_bias.size(), 0.0);
+  const Tensor none;
+  const Inputs inputs{params.q, params.k, params.v, none, params.lengths, none, none};
+  for (int64_t piece = 0; piece < plan.num_seqs() * num_heads; ++piece) {
+    const int64_t b = piece / num_heads, head = piece % num_heads;
+    Pattern pattern;
+    status = plan.Read(b, head, &pattern);
+    if (!status.ok()) return status;
+    const int64_t first_k = params.lengths.cu_seqlens_k.data()[b];
+    for (int64_t r = 0; r < plan.sequence(b).q_length; ++r) {
+      const int64_t query = params.lengths.cu_seqlens_q.data()[b] + r;
+      const Row row(inputs, pattern, plan.sequence(b), b, head, r);
+      std::vector<double> mass(static_cast<size_t>(num_segments), 0.0);
+      const auto segment = [&](size_t n) {
+        return params.segments.data<int32_t>()[first_k + row.keys[n]];
+      };
+      for (size_t n = 0; n < row.keys.size(); ++n) {
+        if (segment(n) >= 0) mass[static_cast<size_t>(segment(n))] += row.p[n];
+      }
+      const std::vector<double> bias = BiasOf(mass, params);
+      double* out = params.out.data<double>() + (query * num_heads + head) * value_dim;
+      for (size_t n = 0; n < row.keys.size(); ++n) {
+        const int32_t g = segment(n);
+        const double p = row.p[n] * (g < 0 ? 1 : std::exp(bias[static_cast<size_t>(g)]));
+        for (int64_t d = 0; d < value_dim; ++d) {
+          out[d] += p * At(params.v, first_k + row.keys[n], head / group, d);
+        }
+      }
+      params.softmax_lse.data<double>()[head * total_q + query] = row.lse;
+      std::copy(bias.begin(), bias.end(),
+                params.segment_bias.data<double>() + (head * total_q + query) * num_segments);
+    }
   }
   return {};
 }

@@ -35,6 +35,13 @@ Status CheckOffsets(const char* name, const HostOrTensor<int32_t>& offsets, int6
   return {};
 }
 
+Status CheckValueDim(const Tensor& v) {
+  const int64_t value_dim = v.shape[2];
+  if (value_dim >= 8 && value_dim <= kMaxHeadDim && value_dim % 8 == 0) return {};
+  return Invalid(Code::kHeadDim, "v", "has a head dimension outside the op's limits",
+                 Text(value_dim), "a multiple of 8 up to " + Text(kMaxHeadDim));
+}
+
 Status CheckHeads(const Tensor& q, const Tensor& k) {
   const int64_t head_dim = q.shape[2];
   if (head_dim < 8 || head_dim > kMaxHeadDim || head_dim % 8 != 0) {
@@ -70,6 +77,16 @@ Status CheckPlan(const Tensor& plan, const Lengths& lengths, int64_t num_heads) 
   return {};
 }
 
+Status CheckSegments(const Tensor& segments, int64_t num_segments) {
+  const int32_t* of = segments.data<int32_t>();
+  for (int64_t j = 0; j < segments.size(); ++j) {
+    if (of[j] >= -1 && of[j] < num_segments) continue;
+    return Invalid(Code::kIndex, "segments", "is out of range",
+                   "segments[" + Text(j) + "] = " + Text(of[j]), "-1.." + Text(num_segments - 1));
+  }
+  return {};
+}
+
 }  // namespace
 
 Status Lengths::Validate(int64_t total_q, int64_t total_k) const {
@@ -99,13 +116,46 @@ Status Lengths::Validate(int64_t total_q, int64_t total_k) const {
 
 Status Forward::Validate() const {
   Status status = CheckHeads(q, k);
-  if (!status.ok()) return status;
-  const int64_t value_dim = v.shape[2];
-  if (value_dim < 8 || value_dim > kMaxHeadDim || value_dim % 8 != 0) {
-    return Invalid(Code::kHeadDim, "v", "has a head dimension outside the op's limits",
-                   Text(value_dim), "a multiple of 8 up to " + Text(kMaxHeadDim));
+  if (status.ok()) status = CheckValueDim(v);
+  return status.ok() ? lengths.Validate(q.shape[0], k.shape[0]) : status;
+}
+
+Status Backward::Validate() const {
+  Status status = CheckHeads(q, k);
+  if (status.ok()) status = CheckValueDim(v);
+  if (status.ok() && static_cast<bool>(segments) != static_cast<bool>(segment_bias)) {
+    return Invalid(Code::kIncompatible, segments ? "segmentBias" : "segments",
+                   "belongs to the other", "one of them", "segments and segmentBias, or neither");
   }
-  return lengths.Validate(q.shape[0], k.shape[0]);
+  return status.ok() ? lengths.Validate(q.shape[0], k.shape[0]) : status;
+}
+
+Status Rebalance::Validate() const {
+  Status status = CheckHeads(q, k);
+  if (status.ok()) status = CheckValueDim(v);
+  if (status.ok()) status = lengths.Validate(q.shape[0], k.shape[0]);
+  if (!status.ok()) return status;
+  if (!shares.on_host()) {
+    return Invalid(Code::kType, "shares", "must be on the host", "a tensor", "Float32Array");
+  }
+  if (shares.size() < 1 || shares.size() > kMaxSegments) {
+    return Invalid(Code::kRange, "shares", "has an unusable number of segments",
+                   Text(shares.size()), "1.." + Text(kMaxSegments));
+  }
+  for (int64_t g = 0; g < shares.size(); ++g) {
+    const float share = shares.data()[g];
+    if (share >= 0 && std::isfinite(share)) continue;
+    return Invalid(Code::kRange, "shares", "must be finite and not negative", std::to_string(share),
+                   ">= 0");
+  }
+  if (!(strength >= 0 && strength <= 1)) {
+    return Invalid(Code::kRange, "strength", "is out of range", std::to_string(strength), "0..1");
+  }
+  if (!(max_bias >= 0) || std::isinf(max_bias)) {
+    return Invalid(Code::kRange, "maxBias", "must be finite and not negative",
+                   std::to_string(max_bias), ">= 0");
+  }
+  return {};
 }
 
 Status Plan::Validate() const {
@@ -130,6 +180,20 @@ Status Plan::Validate() const {
 Status Run(const Forward& params) {
   if (params.q.device.kind == DeviceKind::kCuda) return RunCuda(params);
   Status status = CheckPlan(params.plan, params.lengths, params.q.shape[1]);
+  return status.ok() ? RunCpu(params) : status;
+}
+Status Run(const Backward& params) {
+  if (params.q.device.kind == DeviceKind::kCuda) return RunCuda(params);
+  Status status = CheckPlan(params.plan, params.lengths, params.q.shape[1]);
+  if (status.ok() && params.segments) {
+    status = CheckSegments(params.segments, params.segment_bias.shape[2]);
+  }
+  return status.ok() ? RunCpu(params) : status;
+}
+Status Run(const Rebalance& params) {
+  if (params.q.device.kind == DeviceKind::kCuda) return RunCuda(params);
+  Status status = CheckPlan(params.plan, params.lengths, params.q.shape[1]);
+  if (status.ok()) status = CheckSegments(params.segments, params.shares.size());
   return status.ok() ? RunCpu(params) : status;
 }
 Status Run(const Plan& params) {

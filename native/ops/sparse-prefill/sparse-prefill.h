@@ -15,7 +15,21 @@
 //   u(i,j)   = softmax_scale * q[i] . k[j]
 //   s(i,j)   = (softcap > 0 ? softcap * tanh(u / softcap) : u) + key_bias[h, j]
 //   lse(i)   = ln sum_{(i,j) in S} exp(s(i,j));   out(i) = sum_{(i,j) in S} exp(s(i,j) - lse(i))
-//   v[j] a row that keeps no key: out = 0, lse = -inf
+//   v[j] a row that keeps no key: out = 0, lse = -inf, and no gradient flows through it
+//
+//   P(i,j)     = exp(s(i,j) - lse(i));   delta(i) = dout[i] . out[i] - dlse(i)
+//   dU(i,j)    = P(i,j) * (dout[i] . v[j] - delta(i)) * (softcap > 0 ? 1 - tanh^2(u/softcap) : 1)
+//   dq[i]      = scale * sum_j dU(i,j) k[j];   dk[j] = scale * sum_{h,i} dU(i,j) q[i];
+//   dv[j]      = sum_{h,i} P(i,j) dout[i], all over S; key_bias is a constant
+//
+// Rebalance changes how much attention a row pays each segment g of its keys (an image), and
+// nothing else (formulas: docs/guide/sparse-prefill.md; derived here). With a_g the row's mass on
+// segment g, A their sum over the visible ones, w_g the shares asked for:
+//
+//   a'_g = (1 - strength) a_g + strength A w_g;   b_g = ln(a'_g / a_g), at most max_bias either way
+//   out(i) = sum_g e^{b_g} sum_{j in g} P(i,j) v[j] + the part of keys in no segment
+//
+// sum a'_g = A, so that lse stays. Backward with the b_g as constants: P(i,j) gains e^{b_g}.
 //
 // S is exactly what the mask op exports; nothing else is computed and nothing is left out. Every S
 // of a causal plan obeys j <= pos(i). Query head h reads key/value head h / (numHeads /
@@ -67,6 +81,73 @@ struct Forward {
   }
   Status Validate() const;
 };
+
+struct Backward {
+  static constexpr const char* kName = "sparsePrefillBackward";
+
+  Tensor d_out;                    // [totalTokensQ, numHeads, valueDim]
+  Tensor plan, q, k, v, key_bias;  // as in Forward
+  Tensor segments, segment_bias;   // of Rebalance, both or neither
+  Tensor out, softmax_lse;         // what Forward or Rebalance gave
+  Tensor d_lse;                    // [numHeads, totalTokensQ] float32, optional
+  Lengths lengths;
+  Tensor dq, dk, dv;  // shapes and dtype of q, k, v, out
+
+  template <class Visitor>
+  void Visit(Visitor& visitor) {
+    visitor.In("dOut", d_out, kFloats, {"totalTokensQ", "numHeads", "valueDim"}, Layout::kRows);
+    visitor.In("plan", plan, kInt32, {"planWords"});
+    visitor.In("q", q, kFloats, {"totalTokensQ", "numHeads", "headDim"}, Layout::kRows);
+    visitor.In("k", k, kFloats, {"totalTokensK", "numKvHeads", "headDim"}, Layout::kRows);
+    visitor.In("v", v, kFloats, {"totalTokensK", "numKvHeads", "valueDim"}, Layout::kRows);
+    visitor.In("keyBias", key_bias, kFloat32, {"numHeads", "totalTokensK"}, Layout::kContiguous,
+               Need::kOptional);
+    visitor.In("segments", segments, kInt32, {"totalTokensK"}, Layout::kContiguous,
+               Need::kOptional);
+    visitor.In("segmentBias", segment_bias, kFloat32, {"numHeads", "totalTokensQ", "numSegments"},
+               Layout::kContiguous, Need::kOptional);
+    visitor.In("out", out, kFloats, {"totalTokensQ", "numHeads", "valueDim"}, Layout::kRows);
+    visitor.In("softmaxLse", softmax_lse, kFloat32, {"numHeads", "totalTokensQ"});
+    visitor.In("dLse", d_lse, kFloat32, {"numHeads", "totalTokensQ"}, Layout::kContiguous,
+               Need::kOptional);
+    lengths.Visit(visitor);
+    visitor.Out("dq", dq, kFloats, {"totalTokensQ", "numHeads", "headDim"});
+    visitor.Out("dk", dk, kFloats, {"totalTokensK", "numKvHeads", "headDim"});
+    visitor.Out("dv", dv, kFloats, {"totalTokensK", "numKvHeads", "valueDim"});
+  }
+  Status Validate() const;
+};
+
+struct Rebalance {
+  static constexpr const char* kName = "rebalanceAttention";
+
+  Tensor plan, q, k, v;        // as in Forward
+  Tensor segments;             // [totalTokensK], segment of each key; -1: none
+  HostOrTensor<float> shares;  // [numSegments] on the host, w_g up to a factor
+  Lengths lengths;
+  double strength = 0.5, max_bias = 4;
+  Tensor out, softmax_lse;  // as in Forward, out
+  Tensor segment_bias;      // [numHeads, totalTokensQ, numSegments] float32, b_g, out
+
+  template <class Visitor>
+  void Visit(Visitor& visitor) {
+    visitor.In("plan", plan, kInt32, {"planWords"});
+    visitor.In("q", q, kFloats, {"totalTokensQ", "numHeads", "headDim"}, Layout::kRows);
+    visitor.In("k", k, kFloats, {"totalTokensK", "numKvHeads", "headDim"}, Layout::kRows);
+    visitor.In("v", v, kFloats, {"totalTokensK", "numKvHeads", "valueDim"}, Layout::kRows);
+    visitor.In("segments", segments, kInt32, {"totalTokensK"});
+    visitor.HostOrTensor("shares", shares, {"numSegments"}, Need::kRequired);
+    lengths.Visit(visitor);
+    visitor.Scalar("strength", strength);
+    visitor.Scalar("maxBias", max_bias);
+    visitor.Out("out", out, kFloats, {"totalTokensQ", "numHeads", "valueDim"});
+    visitor.Out("softmaxLse", softmax_lse, kFloat32, {"numHeads", "totalTokensQ"});
+    visitor.Out("segmentBias", segment_bias, kFloat32, {"numHeads", "totalTokensQ", "numSegments"});
+  }
+  Status Validate() const;
+};
+// Partial results of one tile's segments stand side by side: 33 MiB a thread at headDim 512.
+inline constexpr int64_t kMaxSegments = 255;
 
 // Resolves a configuration into a plan: finds verticals, slashes, strides and blocks from the last
 // queries (estimate.h), measures what the plan keeps, and adds keys where too little is kept.
@@ -206,6 +287,8 @@ struct Merge {
 };
 
 Status Run(const Forward& params);
+Status Run(const Backward& params);
+Status Run(const Rebalance& params);
 Status Run(const Plan& params);
 Status Run(const Count& params);
 Status Run(const Mask& params);
@@ -213,14 +296,20 @@ Status Run(const Indices& params);
 Status Run(const Merge& params);
 
 Status RunCpu(const Forward& params);
+Status RunCpu(const Backward& params);
+Status RunCpu(const Rebalance& params);
 Status RunCpu(const Plan& params);
 Status RunCpu(const Merge& params);
 Status RunCuda(const Forward& params);
+Status RunCuda(const Backward& params);
+Status RunCuda(const Rebalance& params);
 Status RunCuda(const Plan& params);
 Status RunCuda(const Merge& params);
 
 // Everything in float64 from inputs of any float dtype, pair by pair from the definitions of the
 // patterns, sharing nothing with the tiles; outputs are float64 tensors. The oracle of the tests.
 Status RunReference(const Forward& params);
+Status RunReference(const Backward& params);
+Status RunReference(const Rebalance& params);
 
 }  // namespace varlen::sparse_prefill

@@ -38,6 +38,44 @@ inline Words VerticalSlash(int32_t tile, const Words& verticals, const Words& sl
   return Node(Kind::kVerticalSlash, fields);
 }
 
+// Every pattern once, with widths that fall inside and across tiles of 64 rows.
+struct Named {
+  const char* name;
+  Words words;
+};
+inline std::vector<Named> Patterns(int32_t keys) {
+  const Words grid =
+      Node(Kind::kGrid, {3, keys - 5, 17, 5, 2, kRowLines | kColumnLines | kSlashLines, 4, 20});
+  Words blocks{32, 16, 0, (keys + 31) / 32, (keys + 511) / 512};
+  for (int32_t r = 0; r < blocks[3]; ++r) {
+    for (int32_t w = 0; w < blocks[4]; ++w) {
+      blocks.push_back(static_cast<int32_t>(0x9249u * static_cast<uint32_t>(r + 1)) | 1);
+    }
+  }
+  return {
+      {"dense", Node(Kind::kDense, {})},
+      {"a-shape", Node(Kind::kAShape, {5, 70})},
+      {"tri-shape", Node(Kind::kTriShape, {5, 33, 30})},
+      {"vertical-slash, tiles of 64", VerticalSlash(64, {0, 7, 63, 64, 200}, {0, 1, 80, 250})},
+      {"vertical-slash, tiles of 16", VerticalSlash(16, {3}, {0, 17, 100, 5000})},
+      {"vertical-slash, tiles of 128", VerticalSlash(128, {}, {0, 130})},
+      {"blocks", Node(Kind::kBlocks, blocks)},
+      {"grid", grid},
+      {"slashes alone", Node(Kind::kGrid, {0, -1, 9, 0, 0, kSlashLines, 0, 9})},
+      {"column lines alone", Node(Kind::kGrid, {0, -1, 9, 4, 4, kColumnLines, 2, 3})},
+      {"fixed", Node(Kind::kSfFixed, {23})},
+      {"union", Over(Kind::kUnion, 3,
+                     {grid, VerticalSlash(32, {11, 90}, {0, 40}), Node(Kind::kAShape, {1, 9})})},
+  };
+}
+
+inline std::vector<uint8_t> MixedIds(int32_t keys) {
+  std::vector<uint8_t> ids(static_cast<size_t>(keys));
+  for (size_t j = 0; j < ids.size(); ++j)
+    ids[j] = static_cast<uint8_t>((j / 37) % 3 == 1 || j % 11 == 0);
+  return ids;
+}
+
 struct Lens {
   int32_t q, k;
 };

@@ -48,7 +48,16 @@ struct Scores {
   bool capped() const { return softcap > 0; }
   // What q is multiplied by: the dot product then is the base-2 score, or tanh's argument.
   float query_scale() const { return capped() ? scale / softcap : scale * kLog2E; }
+  float cap_log2() const { return softcap * kLog2E; }
 };
+
+// The lanes of vector v of a panel whose rows are set in `rows`, the panel's own.
+HWY_INLINE hn::Mask<Floats> LanesOf(RowBits rows, int v) {
+  const auto lanes = static_cast<uint32_t>(rows >> (v * kLanes));
+  uint8_t bits[8] = {};
+  std::memcpy(bits, &lanes, sizeof(lanes));
+  return hn::LoadMaskBits(Floats(), bits);
+}
 
 // Queries of up to 64 rows as panels [panel][unit of d][row of panel]. Float32 takes the scale in
 // with it; bfloat16 would round the product, and leaves it to the scores.
@@ -88,6 +97,27 @@ class QueryPanels {
   float* panels_ = nullptr;
 };
 
+// The running result of a tile's rows over the keys taken so far.
+struct TileState {
+  float *max, *sum;  // [rows, up to whole panels]; max in base 2
+  float* out;        // [rows][out_stride], not yet divided by sum
+
+  static int64_t BytesFor(int64_t rows, int64_t out_stride) {
+    const int64_t padded = NumPanels(rows) * kPanel;
+    return 2 * Workspace::BytesFor<float>(padded) + Workspace::BytesFor<float>(padded * out_stride);
+  }
+  // Without any keys.
+  static TileState Empty(Workspace& memory, int64_t rows, int64_t out_stride) {
+    const int64_t padded = NumPanels(rows) * kPanel;
+    const TileState state{memory.Take<float>(padded), memory.Take<float>(padded),
+                          memory.Take<float>(padded * out_stride)};
+    std::fill_n(state.max, padded, -kInfinity);
+    std::fill_n(state.sum, padded, 0.0f);
+    std::fill_n(state.out, padded * out_stride, 0.0f);
+    return state;
+  }
+};
+
 // `Units`: what one step of the products multiplies (gemm-inl.h).
 template <class T, class Units>
 class TileBlock {
@@ -109,27 +139,19 @@ class TileBlock {
         depth_(UnitsFor<Units>(dim_)),
         stride_(RoundUp(depth_, kLanes)),
         out_stride_(RoundUp(value_dim_, kLanes)),
-        memory_(QueryPanels<Units>::BytesFor(count, dim_) +
-                2 * Workspace::BytesFor<float>(NumPanels(count) * kPanel) +
-                Workspace::BytesFor<float>(NumPanels(count) * kPanel * out_stride_) +
-                Workspace::BytesFor<float>(kKeyBlock * stride_) +
-                Workspace::BytesFor<float>(kKeyUnits * RoundUp(value_dim_, kPanel)) +
-                Workspace::BytesFor<float>(kKeyBlock * kPanel) +
-                Workspace::BytesFor<float>(kPanel)) {
+        memory_(
+            QueryPanels<Units>::BytesFor(count, dim_) + TileState::BytesFor(count, out_stride_) +
+            Workspace::BytesFor<float>(kKeyBlock * stride_) +
+            Workspace::BytesFor<float>(kKeyUnits * RoundUp(value_dim_, kPanel)) +
+            Workspace::BytesFor<float>(kKeyBlock * kPanel) + Workspace::BytesFor<float>(kPanel)) {
     queries_.template Pack<T>(memory_, count, dim_, scores_.query_scale(), [&](int64_t r) {
       return ElementAt<T>(params.q, query_row + rows[r], head);
     });
-    const int64_t padded = NumPanels(count) * kPanel;
-    max_ = memory_.Take<float>(padded);
-    sum_ = memory_.Take<float>(padded);
-    out_ = memory_.Take<float>(padded * out_stride_);
+    state_ = TileState::Empty(memory_, count, out_stride_);
     keys_ = memory_.Take<float>(kKeyBlock * stride_);
     values_ = memory_.Take<float>(kKeyUnits * RoundUp(value_dim_, kPanel));
     weights_ = memory_.Take<float>(kKeyBlock * kPanel);
     rescale_ = memory_.Take<float>(kPanel);
-    std::fill_n(max_, padded, -kInfinity);
-    std::fill_n(sum_, padded, 0.0f);
-    std::fill_n(out_, padded * out_stride_, 0.0f);
     bias_ = params.key_bias ? params.key_bias.data<float>() + head * params.k.shape[0] + key_row
                             : nullptr;
   }
@@ -154,9 +176,14 @@ class TileBlock {
     filled_ = 0;
   }
 
-  const float* max() const { return max_; }  // [rows], base 2
-  const float* sum() const { return sum_; }
-  const float* out(int64_t r) const { return out_ + r * out_stride_; }  // not yet divided by sum
+  // Keys from here on are added to `state`, which the caller keeps.
+  void Into(const TileState& state) {
+    Flush();
+    state_ = state;
+  }
+
+  const TileState& state() const { return state_; }
+  const float* out(int64_t r) const { return state_.out + r * out_stride_; }
   int64_t out_stride() const { return out_stride_; }
 
  private:
@@ -204,24 +231,21 @@ class TileBlock {
       while (plain_end < end && rows_of(plain_end) == all) ++plain_end;
     }
     const Floats d;
-    const Vector cap = hn::Set(d, scores_.softcap * kLog2E);
+    const Vector cap = hn::Set(d, scores_.cap_log2());
     const auto shape = [&](int v, int64_t c, Vector dot) HWY_ATTR {
       if (scores_.capped()) dot = hn::Mul(Tanh(dot), cap);
       if (bias_ != nullptr) dot = hn::Add(dot, hn::Set(d, bias_[column_[c]] * kLog2E));
-      const auto rows = static_cast<uint32_t>(rows_of(c) >> (v * kLanes));
-      uint8_t bits[8] = {};
-      std::memcpy(bits, &rows, sizeof(rows));
-      return hn::IfThenElse(hn::LoadMaskBits(d, bits), dot, hn::Set(d, -kInfinity));
+      return hn::IfThenElse(LanesOf(rows_of(c), v), dot, hn::Set(d, -kInfinity));
     };
     const int64_t first = p * kPanel;
     SoftmaxPanel<kVectors, kExpDegree, Units>(weights_, begin, plain_begin, plain_end, end, shape,
-                                              max_ + first, sum_ + first, rescale_);
+                                              state_.max + first, state_.sum + first, rescale_);
     const int64_t skipped = begin / Units::kPerUnit, depth = UnitsFor<Units>(end) - skipped;
     for (int64_t c = 0; c < value_dim_; c += kPanel) {
       MultiplyPanel<Order::kColumns, Units>(
           height, depth, weights_ + skipped * kPanel, kPanel,
           values_ + c * kKeyUnits + skipped * kPanel, std::min(kPanel, value_dim_ - c),
-          RescaleTile{out_ + first * out_stride_ + c, out_stride_, rescale_});
+          RescaleTile{state_.out + first * out_stride_ + c, out_stride_, rescale_});
     }
   }
 
@@ -233,7 +257,7 @@ class TileBlock {
   int64_t out_stride_;
   Workspace memory_;
   QueryPanels<Units> queries_;
-  float *max_, *sum_, *out_;
+  TileState state_;
   float* keys_;     // [kKeyBlock][stride]
   float* values_;   // [panels of value dim][kKeyUnits][kPanel]
   float* weights_;  // scores [kKeyBlock][kPanel], then weights [kKeyUnits][kPanel]

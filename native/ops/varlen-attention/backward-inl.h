@@ -15,6 +15,7 @@
 
 #include <atomic>
 
+#include "core/gradient-rows-inl.h"
 #include "core/parallel.h"
 #include "ops/varlen-attention/rows-inl.h"
 
@@ -112,19 +113,11 @@ class BackwardBlock {
   void StoreKeys() {
     for (int64_t j = keys_.begin; j < keys_.end; ++j) {
       const int64_t row = problem_.sequence.k_begin + j, at = j - keys_.begin;
-      StoreScaled(dk_ + at * stride_, params_.options.softmax_scale,
-                  ElementAt<T>(params_.dk, row, problem_.kv_head));
-      StoreScaled(dv_ + at * stride_, 1.0f, ElementAt<T>(params_.dv, row, problem_.kv_head));
+      StoreScaledRow(dk_ + at * stride_, dim_, params_.options.softmax_scale,
+                     ElementAt<T>(params_.dk, row, problem_.kv_head));
+      StoreScaledRow(dv_ + at * stride_, dim_, 1.0f,
+                     ElementAt<T>(params_.dv, row, problem_.kv_head));
     }
-  }
-  void StoreScaled(const float* from, float scale, T* to) const {
-    const Floats d;
-    const Vector factor = hn::Set(d, scale);
-    int64_t i = 0;
-    for (; i + kLanes <= dim_; i += kLanes) {
-      StoreFromFloat(hn::Mul(hn::LoadU(d, from + i), factor), to + i);
-    }
-    if (i < dim_) StoreFirst(hn::Mul(hn::LoadU(d, from + i), factor), to + i, dim_ - i);
   }
 
   // Everything this key block has to do with row block `b`.
@@ -185,23 +178,14 @@ class BackwardBlock {
   // lse in base 2, and delta = dout . out - dlse. A row that keeps no key has P = 0 everywhere:
   // its lse is never used unmasked, and +inf makes the weight 0 in any case.
   void PackRowScalars(int64_t r, const T* d_out) {
-    const Floats d;
     const int64_t packed = problem_.QueryRow(row_begin_ + r);
     const int64_t head = problem_.HeadOf(row_begin_ + r);
     const int64_t index = head * params_.q.shape[0] + packed;
     const float lse = params_.softmax_lse.template data<float>()[index];
     lse_log2_[r] = lse == -kInfinity ? kInfinity : lse * kLog2E;
     const T* out = ElementAt<T>(params_.out, packed, head);
-    Vector sum = hn::Zero(d);
-    int64_t i = 0;
-    for (; i + kLanes <= dim_; i += kLanes) {
-      sum = hn::MulAdd(LoadAsFloat(d_out + i), LoadAsFloat(out + i), sum);
-    }
-    if (i < dim_) {
-      sum = hn::MulAdd(LoadFirst(d_out + i, dim_ - i), LoadFirst(out + i, dim_ - i), sum);
-    }
     const float d_lse = params_.d_lse ? params_.d_lse.template data<float>()[index] : 0.0f;
-    delta_[r] = hn::GetLane(hn::SumOfLanes(d, sum)) - d_lse;
+    delta_[r] = DotRows(d_out, out, dim_) - d_lse;
   }
 
   // P and dU of one panel of rows; zeros for the keys of the block that no row of the panel keeps.
@@ -356,8 +340,8 @@ class BackwardBlock {
   void StoreQueryGradients() {
     for (int64_t r = 0; r < rows_; ++r) {
       const int64_t row = row_begin_ + r;
-      StoreScaled(dq_sum_ + row * stride_, params_.options.softmax_scale,
-                  ElementAt<T>(params_.dq, problem_.QueryRow(row), problem_.HeadOf(row)));
+      StoreScaledRow(dq_sum_ + row * stride_, dim_, params_.options.softmax_scale,
+                     ElementAt<T>(params_.dq, problem_.QueryRow(row), problem_.HeadOf(row)));
     }
   }
 

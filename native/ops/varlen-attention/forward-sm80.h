@@ -5,6 +5,7 @@
 #include "core/simt/simt.h"
 #include "ops/varlen-attention/device-params.h"
 #include "ops/varlen-attention/forward-tile.h"
+#include "ops/varlen-attention/tile-sm80.h"
 
 // The forward pass on mma.sync (sm_80 and everything after it): online softmax over key blocks,
 // scores and output in registers (FlashAttention 2). One instance per dtype and padded head
@@ -45,10 +46,13 @@ struct ForwardSm80 {
   static constexpr int kThreads = kWarps * simt::kWarpSize;
   static constexpr int kMinBlocks = 1;
   static constexpr int kBlockM = 16 * kSlabs * kWarps;
-  static constexpr int kChunks = kHeadDim / 8;  // 16-byte chunks of a row
+  using Memory = TileSm80<T, kHeadDim, kThreads>;
+  static constexpr int kChunks = Memory::kChunks;
 
   static constexpr int64_t kSharedBytes =
       int64_t{kBlockM + 2 * kBlockN} * kHeadDim * 2 + sizeof(ForwardTile);
+
+  static SIMT_FN Tiling TilingOf(const Params& p) { return RowTiling(p, kBlockM, kBlockN); }
 
   static SIMT_FN void Run(const Params& p, unsigned char* shared) {
     auto* work = reinterpret_cast<ForwardTile*>(shared + kSharedBytes - sizeof(ForwardTile));
@@ -61,7 +65,7 @@ struct ForwardSm80 {
       const int64_t id = simt::Load(&work->id);
       if (id >= tiles) return;
       // Everyone has left the previous tile: its id is read and its memory is free.
-      if (simt::WarpIndex() == 0) DescribeTile(p, id, kBlockM, work);
+      if (simt::WarpIndex() == 0) DescribeTile(p, id, TilingOf(p), work);
       simt::SyncThreads();
       Worker worker(p, work, reinterpret_cast<T*>(shared));
       worker.Work();
@@ -69,20 +73,8 @@ struct ForwardSm80 {
   }
 
  private:
-  // Element offset of a 16-byte chunk. Chunks are XORed with the row inside each 128-byte line, so
-  // that 8 rows of one chunk (an ldmatrix) touch all 32 banks. Rows of 96 elements are one and a
-  // half lines: there two rows share three lines, and 64-byte halves are XORed by row / 2.
-  static SIMT_FN int At(int row, int chunk) {
-    if constexpr (kChunks % 8 == 0) {
-      return (row * kChunks + ((chunk & ~7) | ((chunk ^ row) & 7))) * 8;
-    } else {
-      static_assert(kChunks % 8 == 4);
-      return (row * kChunks + ((chunk & ~3) | ((chunk ^ (row >> 1)) & 3))) * 8;
-    }
-  }
+  static SIMT_FN int At(int row, int chunk) { return Memory::At(row, chunk); }
 
-  // Shared addresses depend on the lane only, and the compiler would compute all of them before the
-  // tile loop and spill: simt::Opaque keeps each where it is used.
   // One tile: 16 * kSlabs rows per warp against every key block that any of its rows sees.
   struct Worker : ForwardRows<T, kBlockN> {
     using Rows = ForwardRows<T, kBlockN>;
@@ -132,7 +124,7 @@ struct ForwardSm80 {
         simt::CopyAsyncCommit();
 
         float s[kSlabs][kBlockN / 8][4];
-        Scores(s);
+        Memory::Multiply(s, QTile(), KTile());
 
         const int32_t next = Rows::NextBlock(n - 1, blocks.begin);
         simt::CopyAsyncWait<0>();
@@ -143,18 +135,14 @@ struct ForwardSm80 {
         }
 
         Softmax(s, n);
-        Accumulate(s);
+        Memory::Accumulate(out, s, VTile());
         n = next;
       }
     }
 
-    // --- loads: rows and columns outside the sequence become zeros, because a masked key still
-    //     multiplies its V row and 0 * NaN is NaN ---
+    // --- loads ---
 
-    // Eight threads (four where a row is not whole lines) load a line of a row, so that a thread
-    // keeps its column and steps by whole swizzle patterns: one address, then constants.
-    static constexpr int kLine = kChunks % 8 == 0 ? 8 : 4;
-    static constexpr int kRowStep = kThreads / kLine;
+    static constexpr int kLine = Memory::kLine, kRowStep = Memory::kRowStep;
 
     SIMT_FN void LoadQ() const {
       const int thread = simt::Opaque(simt::ThreadIndex());
@@ -178,48 +166,15 @@ struct ForwardSm80 {
         const bool valid = key + i * kRowStep < length;
         SIMT_UNROLL
         for (int c = 0; c < kChunks / kLine; ++c) {
-          const int count = valid ? Rows::Columns(column + c * kLine) : 0;
-          Rows::LoadChunk(tile_row + (i * kRowStep * kChunks + c * kLine) * 8,
-                          count > 0 ? from + c * kLine * 8 : rows, count);
+          const int count = valid ? Memory::Columns(p.head_dim, column + c * kLine) : 0;
+          Memory::LoadChunk(tile_row + (i * kRowStep * kChunks + c * kLine) * 8,
+                            count > 0 ? from + c * kLine * 8 : rows, count, p.vector_loads);
         }
         from += kRowStep * row_stride;
       }
     }
 
     // --- one key block ---
-
-    // s = Q K^T, unscaled.
-    SIMT_FN void Scores(float (&s)[kSlabs][kBlockN / 8][4]) const {
-      const int lane = simt::Opaque(simt::LaneIndex());
-      SIMT_UNROLL
-      for (int slab = 0; slab < kSlabs; ++slab) {
-        SIMT_UNROLL
-        for (int j = 0; j < kBlockN / 8; ++j) {
-          SIMT_UNROLL
-          for (int i = 0; i < 4; ++i) s[slab][j][i] = 0;
-        }
-      }
-      SIMT_UNROLL
-      for (int kk = 0; kk < kHeadDim / 16; ++kk) {
-        uint32_t a[kSlabs][4];
-        SIMT_UNROLL
-        for (int slab = 0; slab < kSlabs; ++slab) {
-          const int row = (simt::WarpIndex() * kSlabs + slab) * 16 + lane % 16;
-          simt::LoadMatrix(a[slab], QTile() + At(row, kk * 2 + lane / 16));
-        }
-        SIMT_UNROLL
-        for (int j = 0; j < kBlockN / 16; ++j) {
-          uint32_t b[4];
-          simt::LoadMatrix(b,
-                           KTile() + At(j * 16 + lane % 8 + lane / 16 * 8, kk * 2 + lane / 8 % 2));
-          SIMT_UNROLL
-          for (int slab = 0; slab < kSlabs; ++slab) {
-            simt::Mma<T>(s[slab][2 * j], a[slab], b[0], b[1]);
-            simt::Mma<T>(s[slab][2 * j + 1], a[slab], b[2], b[3]);
-          }
-        }
-      }
-    }
 
     // s -> P; the sum and the output follow a rising maximum.
     SIMT_FN void Softmax(float (&s)[kSlabs][kBlockN / 8][4], int32_t n) {
@@ -237,33 +192,6 @@ struct ForwardSm80 {
           for (int d = 0; d < kHeadDim / 8; ++d) {
             out[slab][d][2 * half] *= rescale;
             out[slab][d][2 * half + 1] *= rescale;
-          }
-        }
-      }
-    }
-
-    // out += P V. The accumulator layout of the scores is the operand layout of P.
-    SIMT_FN void Accumulate(const float (&s)[kSlabs][kBlockN / 8][4]) {
-      const int lane = simt::Opaque(simt::LaneIndex());
-      SIMT_UNROLL
-      for (int j = 0; j < kBlockN / 16; ++j) {
-        uint32_t a[kSlabs][4];
-        SIMT_UNROLL
-        for (int slab = 0; slab < kSlabs; ++slab) {
-          SIMT_UNROLL
-          for (int r = 0; r < 4; ++r) {
-            const float* pair = &s[slab][2 * j + r / 2][r % 2 * 2];
-            a[slab][r] = simt::PackPair<T>(pair[0], pair[1]);
-          }
-        }
-        SIMT_UNROLL
-        for (int d = 0; d < kHeadDim / 16; ++d) {
-          uint32_t b[4];
-          simt::LoadMatrixTransposed(b, VTile() + At(j * 16 + lane % 16, d * 2 + lane / 16));
-          SIMT_UNROLL
-          for (int slab = 0; slab < kSlabs; ++slab) {
-            simt::Mma<T>(out[slab][2 * d], a[slab], b[0], b[1]);
-            simt::Mma<T>(out[slab][2 * d + 1], a[slab], b[2], b[3]);
           }
         }
       }

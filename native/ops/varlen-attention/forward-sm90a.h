@@ -73,9 +73,8 @@ struct ForwardSm90a {
   static constexpr int64_t kSharedBytes =
       kConsumers * kGroupBytes + 2 * kStages * kBlockBytes + sizeof(Control);
 
-  struct Params {
+  struct Params : ForwardArguments<T> {
     simt::TensorMap k_map, v_map;  // Map() of k and v
-    ForwardArguments<T> arguments;
   };
 
   // k or v, [rows, heads, headDim], in boxes of kBlockN rows of one panel of one head; columns past
@@ -91,6 +90,10 @@ struct ForwardSm90a {
             .swizzle = kSwizzle};
   }
 
+  static SIMT_FN Tiling TilingOf(const ForwardArguments<T>& p) {
+    return RowTiling(p, kBlockM, kBlockN);
+  }
+
   static SIMT_FN void Run(const Params& p, unsigned char* shared) {
     const Memory memory{shared};
     if (simt::ThreadIndex() == 0) InitBarriers(memory.barriers());
@@ -100,7 +103,7 @@ struct ForwardSm90a {
     if (warpgroup == 0) {
       simt::DecreaseRegisters<40>();
       if (simt::WarpIndex() == 0) Producer{p, memory}.Run();
-      if (simt::WarpIndex() == 1) Schedule(p.arguments, memory);
+      if (simt::WarpIndex() == 1) Schedule(p, memory);
     } else {
       simt::IncreaseRegisters<232>();
       Consumer(p, memory, warpgroup - 1).Run();
@@ -174,7 +177,7 @@ struct ForwardSm90a {
       simt::MBarrierWait(b->tile_empty + ring.Slot(), ring.Empty());
       // Read each time: decoding a tile takes all the registers there are.
       if (id >= simt::Load(p.schedule.tile_start + p.sequences.num_seqs + 1)) id = kNoTile;
-      if (id != kNoTile) DescribeTile(p, id, kBlockM, tile);
+      if (id != kNoTile) DescribeTile(p, id, TilingOf(p), tile);
       if (simt::LaneIndex() == 0) {
         simt::Store(&tile->id, id);
         simt::MBarrierArrive(b->tile_full + ring.Slot());
@@ -205,9 +208,8 @@ struct ForwardSm90a {
 
   struct Producer {
     SIMT_FN void Run() {
-      ForEachTile(memory, [&](const ForwardTile* tile) {
-        LoadKeys(ForwardRows<T, kBlockN>(p.arguments, tile));
-      });
+      ForEachTile(memory,
+                  [&](const ForwardTile* tile) { LoadKeys(ForwardRows<T, kBlockN>(p, tile)); });
     }
 
     // K one block ahead of V, as the consumers use them.
@@ -287,8 +289,8 @@ struct ForwardSm90a {
   // --- a consumer: 64 query rows of each tile ---
 
   struct Consumer {
-    SIMT_FN Consumer(const Params& p, Memory memory, int group)
-        : p(p.arguments), memory(memory), group(group) {}
+    SIMT_FN Consumer(const ForwardArguments<T>& p, Memory memory, int group)
+        : p(p), memory(memory), group(group) {}
 
     SIMT_FN void Run() {
       if (group == 0) PassTurnTo(0);

@@ -5,6 +5,7 @@
 #include "core/simt/simt.h"
 #include "ops/varlen-attention/device-params.h"
 #include "ops/varlen-attention/device-sequence.h"
+#include "ops/varlen-attention/tile-chunk.h"
 
 // What the forward kernels of every architecture know of a tile, and what they do to one of its
 // rows: all but the matrix products and how tiles come into shared memory.
@@ -23,16 +24,20 @@ struct ForwardTile {
   int32_t unused;
 };
 
+template <class T>
+SIMT_FN Tiling RowTiling(const ForwardArguments<T>& p, int32_t block_m, int32_t block_n) {
+  return {false, p.num_kv_heads, p.num_heads / p.num_kv_heads, p.head_dim, block_m, block_n};
+}
+
 // All lanes of a warp work it out, lane 0 writes it.
 template <class T>
-SIMT_FN void DescribeTile(const ForwardArguments<T>& p, int64_t id, int32_t block_m,
+SIMT_FN void DescribeTile(const ForwardArguments<T>& p, int64_t id, const Tiling& tiling,
                           ForwardTile* to) {
-  const int32_t group = p.num_heads / p.num_kv_heads;
-  const Tile tile =
-      DecodeTile(p.sequences, p.schedule, id, p.num_kv_heads, group, p.head_dim, block_m);
+  const int32_t group = tiling.group, block_m = tiling.block_rows;
+  const Tile tile = DecodeTile(p.sequences, p.schedule, id, tiling);
   if (simt::LaneIndex() != 0) return;
   const DeviceSequence& s = tile.sequence;
-  const int64_t first_row = tile.row_block * block_m, end_row = first_row + block_m - 1;
+  const int64_t first_row = tile.index * block_m, end_row = first_row + block_m - 1;
   const int64_t last_row = int64_t{s.q_length} * group - 1;
   const auto first_token = static_cast<int32_t>(first_row / group);
   const auto last_token = static_cast<int32_t>((end_row < last_row ? end_row : last_row) / group);
@@ -99,68 +104,27 @@ struct ForwardRows {
   SIMT_FN bool SeenWhole(int32_t n) const {
     return n * kBlockN >= simt::Load(&tile->whole_begin) &&
            (n + 1) * kBlockN <= simt::Load(&tile->whole_end) &&
-           (p.mask.key_end == nullptr || SmallestKeyEnd(n) > simt::Load(&tile->last_token));
+           (p.mask.key_end == nullptr ||
+            SmallestKeyEnd(KeyEnds(), n * kBlockN, EndOfBlock(n)) > simt::Load(&tile->last_token));
   }
 
   // Trees: which blocks does any row of the tile see?
-  SIMT_FN int32_t KeyEnd(int32_t key) const {
-    return simt::Load(p.mask.key_end + simt::Load(&tile->k_begin) + key);
-  }
-  SIMT_FN int32_t LargestKeyEnd(int32_t n) const {
-    int32_t largest = 0;
-    SIMT_NO_UNROLL  // the loading warp of sm_90a has 40 registers
-        for (int32_t j = n * kBlockN + simt::LaneIndex();
-             j < (n + 1) * kBlockN && j < simt::Load(&tile->k_length); j += simt::kWarpSize) {
-      const int32_t end = KeyEnd(j);
-      largest = end > largest ? end : largest;
-    }
-    for (int mask = 16; mask > 0; mask /= 2) {
-      const int32_t other = simt::ShuffleXor(largest, mask);
-      largest = other > largest ? other : largest;
-    }
-    return largest;
-  }
-  SIMT_FN int32_t SmallestKeyEnd(int32_t n) const {
-    int32_t smallest = kUnbounded;
-    SIMT_NO_UNROLL  // the loading warp of sm_90a has 40 registers
-        for (int32_t j = n * kBlockN + simt::LaneIndex();
-             j < (n + 1) * kBlockN && j < simt::Load(&tile->k_length); j += simt::kWarpSize) {
-      const int32_t end = KeyEnd(j);
-      smallest = end < smallest ? end : smallest;
-    }
-    for (int mask = 16; mask > 0; mask /= 2) {
-      const int32_t other = simt::ShuffleXor(smallest, mask);
-      smallest = other < smallest ? other : smallest;
-    }
-    return smallest;
+  SIMT_FN const int32_t* KeyEnds() const { return p.mask.key_end + simt::Load(&tile->k_begin); }
+  SIMT_FN int32_t EndOfBlock(int32_t n) const {
+    const int32_t end = (n + 1) * kBlockN, length = simt::Load(&tile->k_length);
+    return end < length ? end : length;
   }
   // n, or the next lower block that some row sees. The same in every warp.
   SIMT_FN int32_t NextBlock(int32_t n, int32_t begin) const {
     if (p.mask.key_end == nullptr) return n;
-    while (n >= begin && LargestKeyEnd(n) <= simt::Load(&tile->first_token)) --n;
+    while (n >= begin &&
+           LargestKeyEnd(KeyEnds(), n * kBlockN, EndOfBlock(n)) <= simt::Load(&tile->first_token))
+      --n;
     return n;
   }
 
   // --- rows of q: what is outside the sequence becomes zeros, whatever memory holds there ---
 
-  // `count` columns of a row from chunk `chunk` on, the rest of the 8 as zeros.
-  SIMT_FN void LoadChunk(T* to, const T* from, int count) const {
-    if (p.vector_loads) {
-      simt::CopyAsync16(to, from, count * 2);
-      return;
-    }
-    uint32_t pairs[4] = {0, 0, 0, 0};
-    SIMT_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      if (i < count) pairs[i / 2] |= uint32_t{simt::Load(&from[i].bits)} << (16 * (i % 2));
-    }
-    simt::Store(reinterpret_cast<simt::Vector4*>(to),
-                simt::Vector4{pairs[0], pairs[1], pairs[2], pairs[3]});
-  }
-  SIMT_FN int Columns(int chunk) const {
-    const int left = p.head_dim - chunk * 8;
-    return left < 0 ? 0 : left < 8 ? left : 8;
-  }
   // Chunks column, column + kStep, ... of one row, to `at(chunk)`.
   template <int kChunks, int kStep, class At>
   SIMT_FN void LoadRowOfQ(int row, int column, const At& at) const {
@@ -170,8 +134,9 @@ struct ForwardRows {
     if (valid) from += (simt::Load(&tile->q_begin) + token) * p.q_row + HeadOf(row) * p.q_head;
     SIMT_UNROLL
     for (int chunk = column; chunk < kChunks; chunk += kStep) {
-      const int count = valid ? Columns(chunk) : 0;
-      LoadChunk(at(chunk), count > 0 ? from + chunk * 8 : from, count);
+      const int count = valid ? TileChunk<T>::Columns(p.head_dim, chunk) : 0;
+      TileChunk<T>::LoadChunk(at(chunk), count > 0 ? from + chunk * 8 : from, count,
+                              p.vector_loads);
     }
   }
 
@@ -230,7 +195,7 @@ struct ForwardRows {
       SIMT_UNROLL
       for (int e = 0; e < 2; ++e) {
         const int32_t key = first + j * 8 + e;
-        if (key < end && token >= KeyEnd(key)) score(j, e) = -simt::Infinity();
+        if (key < end && token >= simt::Load(KeyEnds() + key)) score(j, e) = -simt::Infinity();
       }
     }
   }
@@ -284,24 +249,14 @@ struct ForwardRows {
   // Eight columns of a row of the output, from shared memory.
   SIMT_FN void StoreChunk(int row, int chunk, const T* from) const {
     const int32_t token = TokenOf(row);
-    const int left = p.head_dim - chunk * 8;
-    if (token >= simt::Load(&tile->q_slot) || left <= 0) return;
+    const int count = TileChunk<T>::Columns(p.head_dim, chunk);
+    if (token >= simt::Load(&tile->q_slot) || count == 0) return;
     T* to = p.out + (simt::Load(&tile->q_begin) + token) * p.out_row + HeadOf(row) * p.out_head +
             chunk * 8;
     const simt::Vector4 values = token < simt::Load(&tile->q_length)
                                      ? simt::Load(reinterpret_cast<const simt::Vector4*>(from))
                                      : simt::Vector4{0, 0, 0, 0};
-    if (p.vector_stores && left >= 8) {
-      simt::Store(reinterpret_cast<simt::Vector4*>(to), values);
-      return;
-    }
-    const uint32_t pairs[4] = {values.x, values.y, values.z, values.w};
-    SIMT_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      if (i < left) {
-        simt::Store(&to[i].bits, static_cast<uint16_t>(pairs[i / 2] >> (16 * (i % 2))));
-      }
-    }
+    TileChunk<T>::StoreChunk(to, values, count, p.vector_stores);
   }
 
   const ForwardArguments<T>& p;

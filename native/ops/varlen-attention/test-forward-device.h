@@ -2,15 +2,14 @@
 
 #include <doctest/doctest.h>
 
-#include <algorithm>
-#include <cstring>
+#include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
-#include "core/dispatch.h"
 #include "ops/varlen-attention/device-params.h"
-#include "ops/varlen-attention/prepare.h"
 #include "ops/varlen-attention/test-case.h"
+#include "ops/varlen-attention/test-device.h"
 
 // What the tests of the forward kernels share: runs in the host emulator, and the cases that every
 // architecture's kernel must get right. Family names the kernel of a dtype and head dimension and
@@ -23,120 +22,62 @@
 //   };
 namespace varlen::varlen_attention::testing {
 
-inline constexpr uint64_t kSeeds = 8;
 inline int kernel_runs = 0;
 
-// A copy of a tensor's whole storage in emulated device memory; rows stay where they are.
-inline simt::GlobalArray<unsigned char> Upload(const Tensor& tensor) {
-  const auto* bytes = tensor.data<unsigned char>();
-  return {bytes, tensor.size() * SizeOf(tensor.dtype)};
-}
-template <class T>
-simt::GlobalArray<T> Upload(const HostOrTensor<T>& argument) {
-  return {argument ? argument.data() : nullptr, argument ? argument.size() : 0};
-}
-
-// How the tile loop runs: which seed, how many persistent blocks, side by side or not.
-struct Run {
-  uint64_t seed = 0;
-  int blocks = 3;
-  bool vector_access = true;  // false: as if a base pointer were not 16-byte aligned
-  bool count_bank_conflicts = false;
-};
-
 template <class Family, class T, int kHeadDim>
-simt::LaunchResult Emulate(const Case& c, const Run& run, const Results& results) {
+simt::LaunchResult EmulateForward(const Case& c, const DeviceRun& run, const Results& results) {
   using Kernel = typename Family::template Kernel<T, kHeadDim>;
   const Options& options = c.options;
   const auto q = Upload(c.q), k = Upload(c.k), v = Upload(c.v);
   const simt::GlobalArray<unsigned char> out(c.q.size() * SizeOf(c.q.dtype));
   const simt::GlobalArray<float> lse(c.q.shape[1] * c.q.shape[0]);
-  const auto cu_q = Upload(options.cu_seqlens_q);
-  const auto cu_k = Upload(options.cu_seqlens_k ? options.cu_seqlens_k : options.cu_seqlens_q);
-  const auto used_q = Upload(options.seq_used_q), used_k = Upload(options.seq_used_k);
-  const auto key_end = Upload(options.key_end);
-  const auto slopes = Upload(options.alibi_slopes);
-  const int64_t num_seqs = NumSeqs(c);
-  const simt::GlobalArray<int32_t> order(num_seqs + 1), next_tile(1);
-  const simt::GlobalArray<int64_t> tile_start(num_seqs + 2);
-
+  const DeviceOptions device(c);
   const bool aligned = run.vector_access && kHeadDim > 0 && c.q.shape[2] % 8 == 0;
-  const auto bound = [](int64_t side) {
-    return static_cast<int32_t>(side < 0 ? kUnbounded : std::min<int64_t>(side, kUnbounded));
-  };
-  const ForwardArguments<T> arguments{
-      .q = reinterpret_cast<const T*>(q.data()),
-      .k = reinterpret_cast<const T*>(k.data()),
-      .v = reinterpret_cast<const T*>(v.data()),
-      .out = reinterpret_cast<T*>(out.data()),
-      .softmax_lse = lse.data(),
-      .q_row = c.q.strides[0],
-      .q_head = c.q.strides[1],
-      .k_row = c.k.strides[0],
-      .k_head = c.k.strides[1],
-      .v_row = c.v.strides[0],
-      .v_head = c.v.strides[1],
-      .out_row = c.q.shape[1] * c.q.shape[2],
-      .out_head = c.q.shape[2],
-      .lse_stride = c.q.shape[0],
-      .sequences = {.cu_q = cu_q.data(),
-                    .cu_k = cu_k.data(),
-                    .used_q = options.seq_used_q ? used_q.data() : nullptr,
-                    .used_k = options.seq_used_k ? used_k.data() : nullptr,
-                    .num_seqs = static_cast<int32_t>(num_seqs),
-                    .total_q = c.q.shape[0]},
-      .mask = {.left = bound(options.window_left),
-               .right = options.causal ? 0 : bound(options.window_right),
-               .key_end = options.key_end ? key_end.data() : nullptr},
-      .schedule = {order.data(), tile_start.data(), next_tile.data()},
-      .alibi_slopes = options.alibi_slopes ? slopes.data() : nullptr,
-      .alibi_sequence_stride = options.alibi_slopes && slopes.size() != c.q.shape[1]
-                                   ? static_cast<int32_t>(c.q.shape[1])
-                                   : 0,
-      .num_heads = static_cast<int32_t>(c.q.shape[1]),
-      .num_kv_heads = static_cast<int32_t>(c.k.shape[1]),
-      .head_dim = static_cast<int32_t>(c.q.shape[2]),
-      .softmax_scale = options.softmax_scale,
-      .softcap = options.softcap,
-      .vector_loads = aligned,
-      .vector_stores = aligned};
+  const ForwardArguments<T> arguments{.q = reinterpret_cast<const T*>(q.data()),
+                                      .k = reinterpret_cast<const T*>(k.data()),
+                                      .v = reinterpret_cast<const T*>(v.data()),
+                                      .out = reinterpret_cast<T*>(out.data()),
+                                      .softmax_lse = lse.data(),
+                                      .q_row = c.q.strides[0],
+                                      .q_head = c.q.strides[1],
+                                      .k_row = c.k.strides[0],
+                                      .k_head = c.k.strides[1],
+                                      .v_row = c.v.strides[0],
+                                      .v_head = c.v.strides[1],
+                                      .out_row = c.q.shape[1] * c.q.shape[2],
+                                      .out_head = c.q.shape[2],
+                                      .lse_stride = c.q.shape[0],
+                                      .sequences = device.sequences(),
+                                      .mask = device.mask(),
+                                      .schedule = device.schedule(),
+                                      .alibi_slopes = device.alibi_slopes(),
+                                      .alibi_sequence_stride = device.alibi_sequence_stride(),
+                                      .num_heads = static_cast<int32_t>(c.q.shape[1]),
+                                      .num_kv_heads = static_cast<int32_t>(c.k.shape[1]),
+                                      .head_dim = static_cast<int32_t>(c.q.shape[2]),
+                                      .softmax_scale = options.softmax_scale,
+                                      .softcap = options.softcap,
+                                      .vector_loads = aligned,
+                                      .vector_stores = aligned};
 
-  const Prepare::Params prepare{arguments.sequences,
-                                arguments.mask,
-                                arguments.schedule,
-                                arguments.num_kv_heads,
-                                arguments.num_heads / arguments.num_kv_heads,
-                                Kernel::kBlockM,
-                                Kernel::kBlockN};
-  simt::LaunchResult result =
-      simt::Launch<Prepare>(1, Prepare::kSharedBytes, prepare, {.seed = run.seed});
-  if (!result.ok()) return result;
-  result = simt::Launch<Kernel>(run.blocks, Kernel::kSharedBytes,
-                                Family::template ParamsOf<Kernel>(arguments, c),
-                                {.seed = run.seed,
-                                 .resident_blocks = run.blocks,
-                                 .count_bank_conflicts = run.count_bank_conflicts});
+  const simt::LaunchResult result =
+      RunTiles<Kernel>(Family::template ParamsOf<Kernel>(arguments, c), run);
   ++kernel_runs;
-  std::memcpy(results.out.data<unsigned char>(), out.data(), static_cast<size_t>(out.size()));
-  std::memcpy(results.softmax_lse.data<float>(), lse.data(),
-              sizeof(float) * static_cast<size_t>(lse.size()));
+  Download(out, results.out);
+  Download(lse, results.softmax_lse);
   return result;
 }
 
 template <class Family>
-Results RunEmulated(const Case& c, const Run& run = {}, simt::LaunchResult* launch = nullptr) {
+Results RunEmulated(const Case& c, const DeviceRun& run = {},
+                    simt::LaunchResult* launch = nullptr) {
   Results results;
   results.out = Tensor::Empty(c.q.dtype, {c.q.shape[0], c.q.shape[1], c.q.shape[2]});
   results.softmax_lse = Tensor::Empty(DType::kF32, {c.q.shape[1], c.q.shape[0]});
-  const int64_t d = c.q.shape[2];
-  const int64_t padded = d <= 64 ? 64 : d <= 96 ? 96 : d <= 128 ? 128 : d <= 192 ? 192 : 256;
-  const Status status = DispatchDType<bfloat16, half>(c.q.dtype, "q", [&]<class T>() -> Status {
-    return DispatchInt<64, 96, 128, 192, 256>(padded, "headDim", [&]<int kHeadDim>() -> Status {
-      const simt::LaunchResult result = Emulate<Family, T, kHeadDim>(c, run, results);
-      CHECK(std::string(result.message()) == "");
-      if (launch != nullptr) *launch = result;
-      return {};
-    });
+  const Status status = DispatchKernel(c, [&]<class T, int kHeadDim>() {
+    const simt::LaunchResult result = EmulateForward<Family, T, kHeadDim>(c, run, results);
+    CHECK(std::string(result.message()) == "");
+    if (launch != nullptr) *launch = result;
   });
   REQUIRE(status.ok());
   return results;

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "ops/varlen-attention/forward-sm80.h"
-#include "ops/varlen-attention/prepare.h"
 #include "ops/varlen-attention/test-forward-device.h"
 
 // The sm_80 forward kernel, run by the host emulator, against the double reference.
@@ -80,17 +79,14 @@ TEST_CASE("sm_80 forward: offsets past 2^31 elements") {
   p.q_row = p.k_row = p.v_row = p.out_row = kRow;
   p.q_head = p.k_head = p.v_head = p.out_head = 64;
   p.lse_stride = kRows;
-  p.sequences = {cu.data(), cu.data(), used.data(), used.data(), 3, kRows};
+  p.sequences = {cu.data(), cu.data(), used.data(), used.data(), 3, kRows, kRows};
   p.mask = {kUnbounded, kUnbounded, nullptr};
   p.schedule = {order.data(), tile_start.data(), next_tile.data()};
   p.num_heads = p.num_kv_heads = 1;
   p.head_dim = 64;
   p.softmax_scale = 0.125f;
   p.vector_loads = p.vector_stores = true;
-  const Prepare::Params prepare{p.sequences, p.mask,          p.schedule,     1,
-                                1,           Kernel::kBlockM, Kernel::kBlockN};
-  REQUIRE(simt::Launch<Prepare>(1, Prepare::kSharedBytes, prepare).ok());
-  const simt::LaunchResult result = simt::Launch<Kernel>(1, Kernel::kSharedBytes, p);
+  const simt::LaunchResult result = RunTiles<Kernel>(p, {.blocks = 1});
   REQUIRE(std::string(result.message()) == "");
   for (int64_t row : {int64_t{0}, kRows - 1}) {
     for (int d = 0; d < 64; ++d) CHECK(out[row * kRow + d].bits == q[row * kRow + d].bits);
@@ -104,21 +100,23 @@ struct Scheduled {
   std::vector<int32_t> order;
   std::vector<int64_t> tile_start;
 };
-Scheduled RunPrepare(const std::vector<int32_t>& lengths, bool causal, int32_t block,
-                     uint64_t seed) {
+Scheduled RunPrepare(const std::vector<int32_t>& lengths, bool causal, int32_t block, uint64_t seed,
+                     bool of_keys = false) {
   std::vector<int32_t> cu{0};
   for (int32_t length : lengths) cu.push_back(cu.back() + length);
   const auto num_seqs = static_cast<int32_t>(lengths.size());
   const simt::GlobalArray<int32_t> device_cu(cu), order(num_seqs + 1), next_tile(1);
   const simt::GlobalArray<int64_t> tile_start(num_seqs + 2);
   const Prepare::Params params{
-      {device_cu.data(), device_cu.data(), nullptr, nullptr, num_seqs, cu.back()},
+      {device_cu.data(), device_cu.data(), nullptr, nullptr, num_seqs, cu.back(), cu.back()},
       {kUnbounded, causal ? 0 : kUnbounded, nullptr},
       {order.data(), tile_start.data(), next_tile.data()},
-      1,
-      1,
-      block,
-      block};
+      {.of_keys = of_keys,
+       .num_kv_heads = 1,
+       .group = 1,
+       .head_dim = 64,
+       .block_rows = block,
+       .block_columns = block}};
   const simt::LaunchResult result =
       simt::Launch<Prepare>(1, Prepare::kSharedBytes, params, {.seed = seed});
   CHECK(std::string(result.message()) == "");

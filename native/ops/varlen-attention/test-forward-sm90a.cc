@@ -19,7 +19,7 @@ struct Sm90a {
       return simt::MakeTensorMap(
           Kernel::Map(data, row, head, tensor.shape[0], tensor.shape[1], tensor.shape[2]));
     };
-    return {map(a.k, a.k_row, a.k_head, c.k), map(a.v, a.v_row, a.v_head, c.v), a};
+    return {a, map(a.k, a.k_row, a.k_head, c.k), map(a.v, a.v_row, a.v_head, c.v)};
   }
 };
 

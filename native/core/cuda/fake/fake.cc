@@ -1,5 +1,7 @@
 #include "core/cuda/fake/fake.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -7,6 +9,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -43,6 +46,7 @@ struct World {
   int sticky = error::kSuccess;
   uint64_t seed = 0;
   std::string fault;
+  std::vector<std::string> cublas_lt;
 };
 
 // Never destroyed: streams' threads may outlive main().
@@ -422,6 +426,16 @@ int LaunchKernel(const KernelImage& kernel, const LaunchShape& shape, const void
   return error::kSuccess;
 }
 
+std::vector<std::string> CublasLtFiles() {
+  World& w = TheWorld();
+  const std::lock_guard<std::mutex> lock(w.mutex);
+  return w.cublas_lt;
+}
+
+void Enqueue(void* stream, void (*work)(void*), void* argument) {
+  At(stream).Push([=] { work(argument); });
+}
+
 }  // namespace
 
 CudaRuntime Runtime() {
@@ -453,6 +467,7 @@ CudaRuntime Runtime() {
   table.encode = Encode;
   table.prepare = Prepare;
   table.launch = LaunchKernel;
+  table.cublas_lt = CublasLtFiles;
   return table;
 }
 
@@ -518,6 +533,18 @@ std::string LastFault() {
   return w.fault;
 }
 
+void UseCublasLt(const std::vector<std::string>& files) {
+  for (const std::string& file : files) {
+    void* library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) continue;
+    void* enqueue_by = dlsym(library, "fakeEnqueueBy");
+    if (enqueue_by != nullptr) reinterpret_cast<void (*)(decltype(&Enqueue))>(enqueue_by)(Enqueue);
+  }
+  World& w = TheWorld();
+  const std::lock_guard<std::mutex> lock(w.mutex);
+  w.cublas_lt = files;
+}
+
 std::string Command(const std::string& text) {
   std::istringstream words(text);
   std::string verb;
@@ -537,6 +564,9 @@ std::string Command(const std::string& text) {
   if (verb == "major") return set(&Machine::compute_major);
   double ms = 0;
   if (verb == "delay" && words >> ms) return Delay(ms), "";
+  if (verb == "cublaslt") {
+    return UseCublasLt({std::istream_iterator<std::string>(words), {}}), "";
+  }
   std::string call;
   if (verb == "count" && words >> call) return std::to_string(Count(call));
   int error = 0, after = 0;
