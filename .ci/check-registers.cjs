@@ -4,12 +4,16 @@
 //
 //   node .ci/check-registers.cjs [--write]
 //
-// Compiles each listed source with -Xptxas -v and reads what the assembler says. Fails on a kernel
-// that is not in the table, on a spill, and on more registers than the table allows; --write
-// records what was found instead. Needs nvcc, no GPU.
+// Reads what the assembler said when the build compiled them (.ci/keep-report.sh), so build first:
+//
+//   VARLEN_CUDA=ON VARLEN_CUDA_ARCHS='80-real;90a-real' node scripts/build-native.cjs --target varlen_tests
+//
+// Fails on a kernel that is not in the table, on a spill, and on more registers than the table
+// allows; --write records what was found instead. Needs nvcc, no GPU.
 const { spawnSync } = require('node:child_process');
 const fs = require('node:fs');
 const path = require('node:path');
+const { workFolder } = require('../scripts/build-native.cjs');
 
 const root = path.resolve(__dirname, '..');
 const opsFolder = path.join(root, 'native', 'ops');
@@ -36,36 +40,37 @@ function demangle(name) {
     .replace(/\((?:int|unsigned int)\)/g, '');
 }
 
-/** Kernel name -> { registers, spillBytes }, from the assembler's report. */
-function parse(report) {
+/** Kernel name -> { registers, spillBytes } for `arch`, from the assembler's report. */
+function parse(report, arch) {
   const kernels = {};
   let current;
   for (const line of report.split('\n')) {
-    const entry = /Compiling entry function '([^']+)'/.exec(line);
+    const entry = /Compiling entry function '([^']+)' for '([^']+)'/.exec(line);
     if (entry) {
-      current = demangle(entry[1]);
-      kernels[current] = { registers: 0, spillBytes: 0 };
+      current = entry[2] === arch ? { registers: 0, spillBytes: 0 } : undefined;
+      if (current !== undefined) kernels[demangle(entry[1])] = current;
     }
     if (current === undefined) continue;
     const spill = /(\d+) bytes spill stores, (\d+) bytes spill loads/.exec(line);
-    if (spill) kernels[current].spillBytes = Number(spill[1]) + Number(spill[2]);
+    if (spill) current.spillBytes = Number(spill[1]) + Number(spill[2]);
     const used = /Used (\d+) registers/.exec(line);
-    if (used) kernels[current].registers = Number(used[1]);
+    if (used) current.registers = Number(used[1]);
   }
   return kernels;
 }
 
-function compile(source, arch) {
-  const virtual = arch.replace('sm_', 'compute_');
-  const args = ['-std=c++20', '-O3', '--expt-relaxed-constexpr', '-I', path.join(root, 'native')];
-  args.push('-gencode', `arch=${virtual},code=${arch}`, '-Xptxas', '-v', '-cubin', '-o', '/dev/null', source);
-  const started = Date.now();
-  const { status, stderr, stdout } = spawnSync(process.env.CUDACXX || 'nvcc', args, { encoding: 'utf8' });
-  if (status !== 0) throw new Error(`nvcc ${source} for ${arch} failed:\n${stderr ?? 'nvcc not found'}`);
-  console.log(`${path.relative(root, source)} ${arch}: ${((Date.now() - started) / 1000).toFixed(1)} s`);
+/** What the build left beside the object of `source`, whichever target it belongs to. */
+function reportOf(source) {
+  const targets = path.join(workFolder('Release'), 'CMakeFiles');
+  const [report] = fs
+    .readdirSync(targets)
+    .map((target) => path.join(targets, target, `${path.relative(root, source)}.o.ptxas`))
+    .filter((file) => fs.existsSync(file));
+  if (report === undefined) throw new Error(`${source}: no build with CUDA has compiled it`);
+  const text = fs.readFileSync(report, 'utf8');
   // C7508: setmaxnreg was ignored for want of launch bounds.
-  if (/C7508/.test(stderr)) throw new Error(`${source}: setmaxnreg is ignored (C7508)`);
-  return parse(stderr + stdout);
+  if (/C7508/.test(text)) throw new Error(`${source}: setmaxnreg is ignored (C7508)`);
+  return text;
 }
 
 function compare(name, found, allowed) {
@@ -78,10 +83,14 @@ function compare(name, found, allowed) {
 function main() {
   const write = process.argv.includes('--write');
   const problems = [];
+  const slowest = { seconds: 0 };
   for (const { file, table } of tables()) {
     for (const [source, archs] of Object.entries(table)) {
+      const report = reportOf(path.join(path.dirname(file), source));
+      const seconds = Number(/^compiled in (\d+) s$/m.exec(report)?.[1]);
+      if (seconds > slowest.seconds) Object.assign(slowest, { source, seconds });
       for (const arch of Object.keys(archs)) {
-        const found = compile(path.join(path.dirname(file), source), arch);
+        const found = parse(report, arch);
         const allowed = archs[arch];
         for (const [name, kernel] of Object.entries(found)) {
           if (write && kernel.spillBytes === 0) allowed[name] = kernel.registers;
@@ -98,7 +107,9 @@ function main() {
   }
   for (const problem of problems) console.error(problem);
   if (problems.length > 0) process.exit(1);
-  console.log('every kernel is within its table, no spills');
+  console.log(
+    `every kernel is within its table, no spills; slowest: ${slowest.source}, ${slowest.seconds} s`,
+  );
 }
 
 if (require.main === module) main();

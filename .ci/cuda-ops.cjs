@@ -1,9 +1,28 @@
 'use strict';
 
 /**
- * Ops whose CUDA kernels do all that their tests ask for. varlen-attention has no backward pass and no
- * float32 there: test/ops/varlen-attention-cuda.test.ts is for what it has.
+ * Ops whose CUDA kernels do all that their tests ask for. varlen-attention has no float32 there:
+ * test/ops/varlen-attention-cuda.test.ts is for what it has.
  */
-const CUDA_OPS = ['cross-entropy', 'group-advantage', 'policy-loss', 'policy-loss-from-logits'];
+const CUDA_OPS = [
+  'adamw',
+  'add',
+  'cross-entropy',
+  'cross-entropy-from-hidden',
+  'embedding',
+  'fused-linear-jsd',
+  'generalized-jsd',
+  'grad-clip',
+  'group-advantage',
+  'linear',
+  'policy-loss',
+  'policy-loss-from-hidden',
+  'policy-loss-from-logits',
+  'rms-norm',
+  'rope',
+  'sampling',
+  'swiglu',
+  'write-rows',
+];
 
 module.exports = { CUDA_OPS };

@@ -27,7 +27,10 @@ if (node(['scripts/build-native.cjs', '--out', path.join(build, 'build/Release')
 fs.rmSync(report, { force: true });
 const tests = [
   ...CUDA_OPS.map((op) => `test/ops/${op}.test.ts`),
-  'test/ops/varlen-attention-cuda.test.ts',
+  ...fs
+    .readdirSync(path.join(root, 'test/ops'))
+    .filter((name) => name.endsWith('-cuda.test.ts'))
+    .map((name) => `test/ops/${name}`),
   'test/gpu',
 ];
 const args = ['node_modules/vitest/vitest.mjs', 'run', '--project=source', '--project=gpu', ...tests];

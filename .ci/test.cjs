@@ -69,21 +69,31 @@ function models() {
     : { passed: Number(counts[1]), failed: Number(counts[2]) };
 }
 
-/** With nvcc every CUDA kernel is compiled too, for both families, and linked with what is tested. */
-function cudaOptions() {
-  const nvcc = process.env.CUDACXX || 'nvcc';
-  if (spawnSync(nvcc, ['--version'], { stdio: 'ignore' }).status !== 0) return {};
-  return { VARLEN_CUDA: 'ON', VARLEN_CUDA_ARCHS: '80-real;90a-real' };
+function hasNvcc() {
+  return spawnSync(process.env.CUDACXX || 'nvcc', ['--version'], { stdio: 'ignore' }).status === 0;
 }
 
 /** The C++ tests, and the binary with an emulated GPU that the tests of `device: 'cuda'` load. */
 function buildNativeTests() {
   heading('building the native tests');
-  return ['varlen_tests', 'varlen_emulated'].every((target) => {
+  // With nvcc every CUDA kernel is compiled too, for both families, and linked with what is tested.
+  const cuda = hasNvcc() ? { VARLEN_CUDA: 'ON', VARLEN_CUDA_ARCHS: '80-real;90a-real' } : {};
+  const targets = ['varlen_tests', 'varlen_emulated'];
+  return targets.every((target) => {
     const args = ['scripts/build-native.cjs', '--target', target];
-    const env = { ...cudaOptions(), ...process.env };
+    const env = { ...cuda, ...process.env };
     return spawnSync(process.execPath, args, { cwd: root, stdio: 'inherit', env }).status === 0;
   });
+}
+
+/** Registers and spills of the kernels that were just built. */
+function registers() {
+  heading('registers of the CUDA kernels');
+  const { status } = spawnSync(process.execPath, ['.ci/check-registers.cjs'], {
+    cwd: root,
+    stdio: 'inherit',
+  });
+  return status === 0 ? { passed: 1, failed: 0 } : { passed: 0, failed: 1 };
 }
 
 /** The tests of every op that has CUDA kernels again, with `device: 'cuda'` on the emulated GPU. */
@@ -98,6 +108,7 @@ function emulatedGpu() {
 function main() {
   const results = [];
   if (buildNativeTests()) {
+    if (hasNvcc()) results.push(registers());
     results.push(native('native tests'));
     // The whole grid is walked on every instruction set already.
     const baseline = { VARLEN_CPU_ISA: 'baseline', VARLEN_TEST_FULL: '0' };

@@ -7,6 +7,7 @@ import {
   scope,
   Tensor,
   varlenAttention,
+  varlenAttentionBackward,
 } from '../../src/index.js';
 
 /** What is timed on a GPU: shapes, what they cost, and one call. */
@@ -86,24 +87,52 @@ const ATTENTION: readonly AttentionShape[] = [
   },
 ];
 
-function attention(shape: AttentionShape): GpuCase {
-  const { headDim, numHeads, lengths, causal } = shape;
+/** A shape's tensors, `count` of them, and its kept pairs. */
+function packOf({ headDim, numHeads, lengths, causal }: AttentionShape, count: number, device: 'cuda') {
+  const cuSeqlens = Int32Array.from([0, ...lengths]);
+  for (let i = 1; i < cuSeqlens.length; i++) cuSeqlens[i] += cuSeqlens[i - 1];
+  const shape = [cuSeqlens[cuSeqlens.length - 1], numHeads, headDim];
+  const size = shape[0] * numHeads * headDim;
+  const tensors = Array.from({ length: count }, (_, seed) =>
+    Tensor.from(noise(size, seed + 1), { shape, dtype: 'bfloat16', device }),
+  );
+  return { tensors, options: { cuSeqlens, causal } };
+}
+
+function attentionFlops({ headDim, numHeads, lengths, causal }: AttentionShape): number {
   const pairs = lengths.reduce((sum, n) => sum + (causal ? (n * (n + 1)) / 2 : n * n), 0);
+  return 4 * headDim * numHeads * pairs;
+}
+
+function attention(shape: AttentionShape): GpuCase {
   return {
     name: shape.name,
     op: 'varlenAttention',
-    flops: 4 * headDim * numHeads * pairs,
+    flops: attentionFlops(shape),
     prepare(device) {
-      const cuSeqlens = Int32Array.from([0, ...lengths]);
-      for (let i = 1; i < cuSeqlens.length; i++) cuSeqlens[i] += cuSeqlens[i - 1];
-      const rows = cuSeqlens[cuSeqlens.length - 1];
-      const dims = [rows, numHeads, headDim];
-      const [q, k, v] = [1, 2, 3].map((seed) =>
-        Tensor.from(noise(rows * numHeads * headDim, seed), { shape: dims, dtype: 'bfloat16', device }),
-      );
+      const { tensors, options } = packOf(shape, 3, device);
+      const [q, k, v] = tensors;
       return {
-        run: () => scope(() => void varlenAttention(q, k, v, { cuSeqlens, causal })),
-        dispose: () => disposeAll([q, k, v]),
+        run: () => scope(() => void varlenAttention(q, k, v, options)),
+        dispose: () => disposeAll(tensors),
+      };
+    },
+  };
+}
+
+/** Five products of the forward pass's two, as the papers count them, whatever a kernel computes twice. */
+function attentionBackward(shape: AttentionShape): GpuCase {
+  return {
+    name: shape.name,
+    op: 'varlenAttentionBackward',
+    flops: 2.5 * attentionFlops(shape),
+    prepare(device) {
+      const { tensors, options } = packOf(shape, 4, device);
+      const [q, k, v, dOut] = tensors;
+      const { out, softmaxLse, saved } = varlenAttention(q, k, v, options);
+      return {
+        run: () => scope(() => void varlenAttentionBackward(dOut, saved)),
+        dispose: () => disposeAll([...tensors, out, softmaxLse]),
       };
     },
   };
@@ -188,6 +217,7 @@ function crossEntropyOf(tokens: number, vocab: number): GpuCase {
 
 export const CASES: readonly GpuCase[] = [
   ...ATTENTION.map(attention),
+  ...ATTENTION.map(attentionBackward),
   policyLossOf(256, 4096),
   groupsOf(4096),
   crossEntropyOf(4096, 32768),

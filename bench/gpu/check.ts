@@ -6,6 +6,7 @@ import {
   scope,
   Tensor,
   varlenAttention,
+  varlenAttentionBackward,
 } from '../../src/index.js';
 import { varlenAttentionReference } from '../../src/testing/index.js';
 
@@ -39,26 +40,36 @@ function read(tensor: Tensor): Float32Array {
   return wide.dataSync() as Float32Array;
 }
 
-function attention(headDim: number, causal: boolean, dtype: DType): Check {
+function attention(headDim: number, causal: boolean, dtype: DType): Check[] {
   return scope(() => {
     const cuSeqlens = Int32Array.of(0, 65, 65, 200, 263);
     const rows = 263;
     const [numHeads, numKvHeads] = [4, 2];
     const make = (heads: number, seed: number) =>
       Tensor.from(waves(rows * heads * headDim, seed), { shape: [rows, heads, headDim], dtype, device });
-    const [q, k, v] = [make(numHeads, 1), make(numKvHeads, 2), make(numKvHeads, 3)];
-    const { out } = varlenAttention(q, k, v, { cuSeqlens, causal });
+    const [q, k, v, dOut] = [make(numHeads, 1), make(numKvHeads, 2), make(numKvHeads, 3), make(numHeads, 4)];
+    const { out, saved } = varlenAttention(q, k, v, { cuSeqlens, causal });
+    const { dq, dk, dv } = varlenAttentionBackward(dOut, saved);
     const want = varlenAttentionReference(
-      { q: read(q), k: read(k), v: read(v) },
+      { q: read(q), k: read(k), v: read(v), dOut: read(dOut) },
       { numHeads, numKvHeads, headDim, cuSeqlensQ: cuSeqlens, causal },
     );
-    return {
-      op: 'varlenAttention',
-      case: `d${headDim}-${causal ? 'causal' : 'full'}-${dtype}`,
-      error: largest(read(out), want.out),
+    const unit = dtype === 'bfloat16' ? 2 ** -8 : 2 ** -11;
+    const name = `d${headDim}-${causal ? 'causal' : 'full'}-${dtype}`;
+    const gradient = (which: string, got: Tensor, exact: Float64Array): Check => ({
+      op: 'varlenAttentionBackward',
+      case: `${which} of ${name}`,
+      error: largest(read(got), exact),
+      // Roundings of out, P, dU and the gradient itself, each half a unit of what it is summed into.
+      bound: 4 * unit * largest(exact, new Float64Array(exact.length)),
+    });
+    return [
       // Half a unit in the last place of values up to 1.5, twice: of P and of the output.
-      bound: dtype === 'bfloat16' ? 2 ** -6 : 2 ** -9,
-    };
+      { op: 'varlenAttention', case: name, error: largest(read(out), want.out), bound: 4 * unit },
+      gradient('dq', dq, want.dq),
+      gradient('dk', dk, want.dk),
+      gradient('dv', dv, want.dv),
+    ];
   });
 }
 
@@ -89,21 +100,21 @@ function entropy(vocab: number, dtype: DType): Check {
   });
 }
 
-/** Every check whose `op case` contains `only`. */
+/** Every check of the ops that `only` names. */
 export async function checkKernels(only = ''): Promise<Check[]> {
-  const all: [string, () => Check][] = [];
+  const all: [string[], () => Check[]][] = [];
   for (const headDim of [40, 64, 96, 128, 192, 256]) {
     for (const causal of [false, true]) {
       for (const dtype of ['bfloat16', 'float16'] as const) {
-        all.push(['varlenAttention', () => attention(headDim, causal, dtype)]);
+        all.push([['varlenAttention', 'varlenAttentionBackward'], () => attention(headDim, causal, dtype)]);
       }
     }
   }
-  all.push(['groupAdvantage', group]);
+  all.push([['groupAdvantage'], () => [group()]]);
   for (const dtype of ['float32', 'bfloat16', 'float16'] as const) {
-    all.push(['crossEntropy', () => entropy(2500, dtype)]);
+    all.push([['crossEntropy'], () => [entropy(2500, dtype)]]);
   }
   return all
-    .filter(([op]) => only === '' || only.includes(op) || op.includes(only))
-    .map(([, check]) => check());
+    .filter(([ops]) => ops.some((op) => only === '' || only.includes(op) || op.includes(only)))
+    .flatMap(([, check]) => check());
 }

@@ -68,6 +68,9 @@ struct DeviceColumnTotals {
     int64_t num_groups, num_columns;
     float* out;  // [num_columns]
   };
+  static constexpr int64_t BlocksFor(int64_t num_columns) {
+    return (num_columns + kThreads - 1) / kThreads;
+  }
 
   static SIMT_FN void Run(const Params& p, unsigned char*) {
     for (int64_t column = simt::BlockIndex() * kThreads + simt::ThreadIndex();

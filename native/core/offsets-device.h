@@ -2,7 +2,6 @@
 
 #include <cstdint>
 
-#include "core/cuda/kernel.h"
 #include "core/simt/simt.h"
 
 namespace varlen {
@@ -53,7 +52,5 @@ struct DeviceOffsetsClamp {
     }
   }
 };
-
-using OffsetsKernels = cuda::KernelList<DeviceOffsetsClamp>;
 
 }  // namespace varlen

@@ -44,4 +44,12 @@ inline Status JudgeTargets(const double* found, const HostOrTensor<int32_t>& tar
   return status;
 }
 
+// Weights that are negative or not finite, at rows that count: their number, the first row.
+inline Status JudgeWeights(const double* bad) {
+  if (bad[0] == 0) return {};
+  std::string got = "weights[" + std::to_string(static_cast<int64_t>(bad[1])) + "]";
+  if (bad[0] > 1) got += " and " + std::to_string(static_cast<int64_t>(bad[0]) - 1) + " more";
+  return Invalid(Code::kWeight, "weights", "must be finite and not negative", got, ">= 0");
+}
+
 }  // namespace varlen

@@ -5,8 +5,9 @@
 #include "core/simt/simt.h"
 
 // Tokens that name the same row, as chains in the order of the tokens: head[r] is the first token
-// that names row r, next[t] the next one after t that names the same, -1 where there is none. One
-// block takes 512 tokens at a time; within such a round each token looks at all others.
+// that names row r, next[t] the next one after t that names the same, -1 where there is none.
+// Tokens that name no row are in no chain. One block takes 512 tokens at a time; within such a
+// round each token looks at all others.
 namespace varlen {
 
 struct DeviceTokenChains {
@@ -17,21 +18,15 @@ struct DeviceTokenChains {
   struct Params {
     const int32_t* ids;  // [num_tokens]
     int64_t num_tokens, num_rows;
-    int32_t* head;   // [num_rows]
-    int32_t* last;   // [num_rows], scratch
-    int32_t* next;   // [num_tokens]
-    int32_t* found;  // [2]: how many ids lie outside 0 .. num_rows - 1, the first such token or -1
+    int32_t* head;  // [num_rows], filled with -1 before
+    int32_t* last;  // [num_rows], likewise; scratch
+    int32_t* next;  // [num_tokens]
   };
 
   // One block.
   static SIMT_FN void Run(const Params& p, unsigned char* shared) {
     auto* ids = reinterpret_cast<int32_t*>(shared);
     const int thread = simt::ThreadIndex();
-    for (int64_t row = thread; row < p.num_rows; row += kThreads) {
-      simt::Store(p.head + row, -1);
-      simt::Store(p.last + row, -1);
-    }
-    int32_t bad = 0, first_bad = -1;  // of thread 0
     for (int64_t first = 0; first < p.num_tokens; first += kThreads) {
       const int64_t left = p.num_tokens - first;
       const int tokens = left < kThreads ? static_cast<int>(left) : kThreads;
@@ -48,12 +43,6 @@ struct DeviceTokenChains {
         if (i < thread) before = i;
         if (i > thread && after < 0) after = i;
       }
-      if (thread == 0) {
-        for (int i = 0; i < tokens; ++i) {
-          if (simt::Load(ids + i) >= 0) continue;
-          if (bad++ == 0) first_bad = static_cast<int32_t>(first) + i;
-        }
-      }
       const auto token = static_cast<int32_t>(first) + thread;
       if (id >= 0 && before < 0) {
         const int32_t earlier = simt::Load(p.last + id);
@@ -65,9 +54,6 @@ struct DeviceTokenChains {
       simt::SyncThreads();  // `last` has been read, and the ids of the round
       if (id >= 0 && after < 0) simt::Store(p.last + id, token);
     }
-    if (thread != 0) return;
-    simt::Store(p.found, bad);
-    simt::Store(p.found + 1, first_bad);
   }
 };
 

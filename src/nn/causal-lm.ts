@@ -10,7 +10,7 @@ import { Tensor } from '../tensor/tensor.js';
 import { type Attend, Attention, packedAttend } from './attention.js';
 import { Block, normalize, type Residual } from './block.js';
 import { type CausalLMConfig, type FullConfig, fullConfig } from './config.js';
-import { type FloatDType, randomSource, type Source } from './initialize.js';
+import { checkFloat, type FloatDType, randomSource, type Source } from './initialize.js';
 import { Embedding, Linear, type Module, type NamedParameter, RMSNorm, SwiGLU, under } from './layers.js';
 import { type PretrainedOptions, readCheckpoint, writeCheckpoint } from './pretrained.js';
 import { RotaryEmbedding } from './rotary-embedding.js';
@@ -33,6 +33,14 @@ export interface CausalLMInput {
   attend?: Attend;
   /** Keep only the stream between layers for backward, and compute the rest again. Default false. */
   checkpoint?: boolean;
+}
+
+/** Where {@link CausalLM.to} puts a model. */
+export interface PlacementOptions {
+  /** Default: where the model is. */
+  device?: DeviceLike;
+  /** Storage of the parameters. Default: the model's. */
+  dtype?: FloatDType;
 }
 
 /** Options of {@link CausalLM.create}. */
@@ -75,7 +83,7 @@ function countPositions(input: CausalLMInput): number {
 
 /**
  * A decoder-only transformer: Llama, Qwen2 or Qwen3. Sequences lie packed in one row of tokens; what one
- * of them gets does not depend on the others, to the bit.
+ * of them gets does not depend on the others, to the bit (but for cuBLASLt's products, see `linear`).
  *
  * @example
  * ```ts
@@ -176,13 +184,10 @@ export class CausalLM implements Module, Disposable {
     const full = fullConfig(config);
     const device = Device.resolve(like);
     const made: Tensor[] = [];
-    try {
+    return disposingOnError(made, () => {
       const source = randomSource({ seed, dtype, device, requiresGrad, std: full.initializerRange }, made);
       return new CausalLM(full, source, device);
-    } catch (error) {
-      for (const tensor of made) tensor.dispose();
-      throw error;
-    }
+    });
   }
 
   /**
@@ -236,6 +241,37 @@ export class CausalLM implements Module, Disposable {
    */
   async savePretrained(directory: string, options?: { maxShardBytes?: number }): Promise<void> {
     await writeCheckpoint(directory, this.config, this.#hfConfig, [...this.parameters()], options);
+  }
+
+  /**
+   * The same model with parameters of its own elsewhere, or in another storage; this one stays as it is,
+   * and gradients stay with it.
+   *
+   * @throws `ERR_VARLEN_NO_CUDA`, `ERR_VARLEN_DEVICE_INDEX`, `ERR_VARLEN_DTYPE`, `ERR_VARLEN_OPTION`,
+   *   `ERR_VARLEN_DISPOSED`
+   *
+   * @example
+   * ```ts
+   * using there = model.to({ device: 'cuda', dtype: 'bfloat16' });
+   * ```
+   */
+  to(options: PlacementOptions): CausalLM {
+    const op = 'CausalLM.to';
+    const given = readOptions<PlacementOptions>(op, options, ['device', 'dtype']);
+    const { device: like = this.device, dtype = this.dtype } = given;
+    checkFloat(op, dtype);
+    const device = Device.resolve(like);
+    const own = new Map(this.parameters());
+    const made: Tensor[] = [];
+    const source: Source = (name) => {
+      const parameter = own.get(name)!;
+      using converted = parameter.copy(dtype);
+      using moved = converted.to(device);
+      const placed = moved.alias(parameter.requiresGrad).outlive();
+      made.push(placed);
+      return placed;
+    };
+    return disposingOnError(made, () => new CausalLM(this.config, source, device, this.#hfConfig));
   }
 
   /**
@@ -336,6 +372,16 @@ export class CausalLM implements Module, Disposable {
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+}
+
+/** What `build` returns; when it throws, what it had made by then goes. */
+function disposingOnError<T>(made: readonly Tensor[], build: () => T): T {
+  try {
+    return build();
+  } catch (error) {
+    for (const tensor of made) tensor.dispose();
+    throw error;
   }
 }
 

@@ -16,7 +16,8 @@ const OP = 'linear';
 
 /**
  * `x W^T + b` over all leading dimensions of `x`. A row of the result depends on its own row of `x` alone,
- * to the bit, for any number of threads and rows. Sums are float32; gradients of weight and bias are too.
+ * to the bit, for any number of threads and rows; on a GPU with cuBLASLt, but for the last bit. Sums are
+ * float32; gradients of weight and bias are too.
  *
  * @param x `[..., inFeatures]`, float32, float16 or bfloat16
  * @param weight `[outFeatures, inFeatures]`, dtype of x

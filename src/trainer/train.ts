@@ -4,8 +4,7 @@ import { join } from 'node:path';
 import type { ProcessGroup } from '../dist/index.js';
 import { argumentError, varlenError } from '../errors.js';
 import { CausalLM } from '../nn/index.js';
-import type { DeviceLike } from '../tensor/index.js';
-import { readSafetensors } from '../tensor/index.js';
+import { Device, type DeviceLike, readSafetensors } from '../tensor/index.js';
 import { evaluate } from './evaluate.js';
 import { Ranks } from './ranks.js';
 import { checkRecipe, type TrainRecipe } from './recipe.js';
@@ -60,18 +59,26 @@ function configOf({ task, recipe, weights, model: begun, group }: TrainOptions):
   return JSON.stringify({ task: task.name, vocabSize, ranks, weights, begun, ...rest });
 }
 
+/** Where the model is, and how its parameters are kept: attention on a GPU has no float32; AdamW has masters. */
+function placeOf({ device: like = 'auto' }: TrainOptions): { device: Device; dtype: 'float32' | 'bfloat16' } {
+  const device = Device.resolve(like);
+  return { device, dtype: device.kind === 'cuda' ? 'bfloat16' : 'float32' };
+}
+
 /** A model of the recipe's sizes and random weights. */
-function newModel({ task, recipe, device = 'auto' }: TrainOptions): CausalLM {
+function newModel(options: TrainOptions): CausalLM {
+  const { task, recipe } = options;
   const { maxTokens, ...sizes } = recipe.model;
   const { vocabSize } = task.tokenizer;
   return CausalLM.create(
     { ...sizes, vocabSize, maxPositionEmbeddings: maxTokens, tieWordEmbeddings: true },
-    { seed: recipe.seed, device },
+    { seed: recipe.seed, ...placeOf(options) },
   );
 }
 
-async function readModel(folder: string, { task, device = 'auto' }: TrainOptions): Promise<CausalLM> {
-  const model = await CausalLM.fromPretrained(folder, { device, dtype: 'float32' });
+async function readModel(folder: string, options: TrainOptions): Promise<CausalLM> {
+  const { task } = options;
+  const model = await CausalLM.fromPretrained(folder, placeOf(options));
   const [has, needs] = [model.config.vocabSize, task.tokenizer.vocabSize];
   if (has >= needs) return model;
   model.dispose();

@@ -41,17 +41,17 @@ test('crossEntropyFromHidden is crossEntropy of linear, results and gradients, a
     [70, 45, 515],
   ]) {
     scope(() => {
-      const make = () => {
+      const make = (device: 'cpu' | 'cuda') => {
         const leaf = (shape: number[], seed: number) =>
           Tensor.from(random(shape, seed).dataSync(), { shape, device, requiresGrad: true });
         return [leaf([tokens, size], 1), leaf([vocab, size], 2), leaf([vocab], 3)] as const;
       };
       const targets = targetsOf(tokens, vocab);
       const options = { labelSmoothing: 0.1, zLoss: 0.01, temperature: 0.8, softcap: 20 };
-      const [h, w, b] = make();
+      const [h, w, b] = make(device);
       const fused = crossEntropyFromHidden(h, w, targets, { ...options, bias: b });
       fused.loss.backward();
-      const [h2, w2, b2] = make();
+      const [h2, w2, b2] = make('cpu');
       const plain = crossEntropy(linear(h2, w2, { bias: b2 }), targets, options);
       plain.loss.backward();
       for (const [a, c] of [

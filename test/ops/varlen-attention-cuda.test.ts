@@ -11,7 +11,7 @@ import {
 import { varlenAttentionReference } from '../../src/testing/index.js';
 import { gpu } from '../support/emulated-gpu.js';
 import { normals } from '../support/random.js';
-import { rejected, thrown } from '../support/thrown.js';
+import { rejected } from '../support/thrown.js';
 
 // From TypeScript to the kernels of the emulated GPU and back.
 
@@ -22,9 +22,16 @@ interface Shape {
   readonly headDim: number;
 }
 
-function inputs({ rows, numHeads, numKvHeads, headDim }: Shape, dtype: DType, device: 'cpu' | 'cuda') {
-  const make = (heads: number, seed: number) =>
-    Tensor.from(normals(rows * heads * headDim, seed), { shape: [rows, heads, headDim], dtype, device });
+function inputs(
+  { rows, numHeads, numKvHeads, headDim }: Shape,
+  dtype: DType,
+  device: 'cpu' | 'cuda',
+  requiresGrad = false,
+) {
+  const make = (heads: number, seed: number) => {
+    const shape = [rows, heads, headDim];
+    return Tensor.from(normals(rows * heads * headDim, seed), { shape, dtype, device, requiresGrad });
+  };
   return { q: make(numHeads, 1), k: make(numKvHeads, 2), v: make(numKvHeads, 3) };
 }
 
@@ -40,6 +47,20 @@ function outputs(shape: Shape, dtype: DType, device: 'cpu' | 'cuda', options: Va
   });
 }
 
+/** Gradients on one device as float32 numbers. */
+function gradients(shape: Shape, dtype: DType, device: 'cpu' | 'cuda', options: VarlenAttentionOptions) {
+  return scope(() => {
+    const { q, k, v } = inputs(shape, dtype, device);
+    const { rows, numHeads, headDim } = shape;
+    const dOut = Tensor.from(normals(rows * numHeads * headDim, 4), { shape: q.shape, dtype, device });
+    const dLse = Tensor.from(normals(numHeads * rows, 5), { shape: [numHeads, rows], device });
+    const { saved } = varlenAttention(q, k, v, options);
+    const { dq, dk, dv } = varlenAttentionBackward(dOut, saved, { dLse });
+    const read = (t: Tensor) => t.to('float32').dataSync() as Float32Array;
+    return { dq: read(dq), dk: read(dk), dv: read(dv) };
+  });
+}
+
 function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {
   let largest = 0;
   for (let i = 0; i < a.length; i++) {
@@ -48,18 +69,36 @@ function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {
   return largest;
 }
 
+interface Gradients {
+  readonly dq: ArrayLike<number>;
+  readonly dk: ArrayLike<number>;
+  readonly dv: ArrayLike<number>;
+}
+
+/** The two devices round P and dU to the dtype at different places: a few units of the largest gradient. */
+function expectClose(there: Gradients, here: Gradients, dtype: DType) {
+  for (const name of ['dq', 'dk', 'dv'] as const) {
+    const want = here[name];
+    const largest = distance(want, new Float32Array(want.length));
+    const units = 4 * largest * (dtype === 'bfloat16' ? 2 ** -8 : 2 ** -11);
+    expect(distance(there[name], want), name).toBeLessThanOrEqual(units);
+  }
+}
+
 const shape: Shape = { rows: 75, numHeads: 4, numKvHeads: 2, headDim: 40 };
 const cuSeqlens = Int32Array.of(0, 5, 5, 38, 70); // and five rows of nobody
 
+const OPTIONS: [string, VarlenAttentionOptions][] = [
+  ['causal', { causal: true }],
+  ['full', {}],
+  ['window', { windowSize: [3, 1] as const }],
+  ['softcap and scale', { causal: true, softcap: 2, softmaxScale: -0.3 }],
+  ['alibi', { causal: true, alibiSlopes: Float32Array.of(0.5, 0.25, 0.125, 0.0625) }],
+  ['used rows', { seqUsedQ: Int32Array.of(5, 0, 20, 31), seqUsedK: Int32Array.of(4, 0, 33, 7) }],
+];
+
 describe('varlenAttention on the GPU', () => {
-  test.each([
-    ['causal', { causal: true }],
-    ['full', {}],
-    ['window', { windowSize: [3, 1] as const }],
-    ['softcap and scale', { causal: true, softcap: 2, softmaxScale: -0.3 }],
-    ['alibi', { causal: true, alibiSlopes: Float32Array.of(0.5, 0.25, 0.125, 0.0625) }],
-    ['used rows', { seqUsedQ: Int32Array.of(5, 0, 20, 31), seqUsedK: Int32Array.of(4, 0, 33, 7) }],
-  ])('agrees with the CPU and the reference: %s', (_, options) => {
+  test.each(OPTIONS)('agrees with the CPU and the reference: %s', (_, options) => {
     for (const dtype of ['bfloat16', 'float16'] as const) {
       const all = { cuSeqlens, ...options };
       const there = outputs(shape, dtype, 'cuda', all);
@@ -169,14 +208,117 @@ describe('varlenAttention on the GPU', () => {
     const half = inputs(shape, 'float16', 'cuda');
     const split = varlenAttention(half.q, half.k, half.v, { cuSeqlens, numSplits: 4 });
     expect(((await rejected(split.out.data())) as VarlenError).code).toBe('ERR_VARLEN_UNSUPPORTED');
-    const { out, softmaxLse, saved } = varlenAttention(half.q, half.k, half.v, { cuSeqlens });
-    expect((thrown(() => varlenAttentionBackward(half.q, saved)) as VarlenError).code).toBe(
-      'ERR_VARLEN_UNSUPPORTED',
-    );
-    for (const result of [wide, split, { out, softmaxLse }]) {
+    const gradient = varlenAttentionBackward(q, wide.saved);
+    expect(((await rejected(gradient.dq.data())) as VarlenError).code).toBe('ERR_VARLEN_UNSUPPORTED');
+    gradient[Symbol.dispose]();
+    for (const result of [wide, split]) {
       result.out.dispose();
       result.softmaxLse.dispose();
     }
     for (const tensor of [q, k, v, half.q, half.k, half.v]) tensor.dispose();
+  });
+});
+
+describe('varlenAttentionBackward on the GPU', () => {
+  test.each(OPTIONS)('agrees with the CPU: %s', (_, options) => {
+    for (const dtype of ['bfloat16', 'float16'] as const) {
+      const all = { cuSeqlens, ...options };
+      expectClose(gradients(shape, dtype, 'cuda', all), gradients(shape, dtype, 'cpu', all), dtype);
+    }
+  });
+
+  test.each([64, 96, 128, 192, 256])('has kernels for head dimension %i', (headDim) => {
+    const wide = { ...shape, rows: 40, numHeads: 2, headDim };
+    const all = { cuSeqlens: Int32Array.of(0, 17, 40), causal: true };
+    expectClose(
+      gradients(wide, 'bfloat16', 'cuda', all),
+      gradients(wide, 'bfloat16', 'cpu', all),
+      'bfloat16',
+    );
+  });
+
+  test('keeps document masks', () => {
+    const keyEnd = Int32Array.of(7, 7, 7, 5, 5, 7, 7);
+    const tree = { rows: 7, numHeads: 2, numKvHeads: 1, headDim: 16 };
+    const options = { cuSeqlens: Int32Array.of(0, 7), causal: true, keyEnd };
+    expectClose(
+      gradients(tree, 'float16', 'cuda', options),
+      gradients(tree, 'float16', 'cpu', options),
+      'float16',
+    );
+  });
+
+  test('agrees with the float64 reference as closely as the dtype allows', () => {
+    const got = gradients(shape, 'float16', 'cuda', { cuSeqlens, causal: true });
+    scope(() => {
+      const { q, k, v } = inputs(shape, 'float16', 'cpu');
+      const round = (count: number, seed: number) =>
+        Tensor.from(normals(count, seed), { dtype: 'float16' }).to('float32').dataSync() as Float32Array;
+      const wide = (t: Tensor) => t.to('float32').dataSync() as Float32Array;
+      const { rows, numHeads, numKvHeads, headDim } = shape;
+      const want = varlenAttentionReference(
+        {
+          q: wide(q),
+          k: wide(k),
+          v: wide(v),
+          dOut: round(rows * numHeads * headDim, 4),
+          dLse: normals(numHeads * rows, 5),
+        },
+        { numHeads, numKvHeads, headDim, cuSeqlensQ: cuSeqlens, causal: true },
+      );
+      expectClose(got, { dq: want.dq, dk: want.dk, dv: want.dv }, 'float16');
+    });
+  });
+
+  test('takes offsets that only the GPU knows, with the same bits in every run', () => {
+    const onHost = gradients(shape, 'bfloat16', 'cuda', { cuSeqlens, causal: true });
+    for (let run = 0; run < 3; run++) {
+      scope(() => {
+        const given = Tensor.from(cuSeqlens, { device: 'cuda' });
+        const options = { cuSeqlens: given, maxSeqlen: 33, causal: true };
+        expect(gradients(shape, 'bfloat16', 'cuda', options)).toEqual(onHost);
+      });
+    }
+  });
+
+  test('writes zeros where there is nothing to attend to', () => {
+    scope(() => {
+      const make = (rows: number) =>
+        Tensor.from(new Float32Array(rows * 32).fill(1), {
+          shape: [rows, 2, 16],
+          dtype: 'bfloat16',
+          device: 'cuda',
+        });
+      const [none, some] = [make(0), make(3)];
+      const empty = Int32Array.of(0, 0);
+      const queries = varlenAttention(some, none, none, {
+        cuSeqlensQ: Int32Array.of(0, 3),
+        cuSeqlensK: empty,
+      });
+      const { dq, dk } = varlenAttentionBackward(some, queries.saved);
+      expect([dq.size, dk.size]).toEqual([96, 0]);
+      expect(new Set(dq.to('float32').dataSync() as Float32Array)).toEqual(new Set([0]));
+      const keys = varlenAttention(none, some, some, { cuSeqlensQ: empty, cuSeqlensK: Int32Array.of(0, 3) });
+      const { dk: dkOfNone, dv: dvOfNone } = varlenAttentionBackward(none, keys.saved);
+      for (const gradient of [dkOfNone, dvOfNone]) {
+        expect(new Set(gradient.to('float32').dataSync() as Float32Array)).toEqual(new Set([0]));
+      }
+    });
+  });
+
+  test('runs in a recorded call', () => {
+    scope(() => {
+      const { q, k, v } = inputs(shape, 'bfloat16', 'cuda', true);
+      const dOut = Tensor.from(new Float32Array(q.size).fill(1), {
+        shape: q.shape,
+        dtype: 'bfloat16',
+        device: 'cuda',
+      });
+      const { out, saved } = varlenAttention(q, k, v, { cuSeqlens, causal: true });
+      const { dq } = varlenAttentionBackward(dOut, saved);
+      out.backward(dOut);
+      expect(q.grad?.dataSync()).toEqual(dq.to('float32').dataSync());
+      expect(k.grad?.shape).toEqual(k.shape);
+    });
   });
 });

@@ -1,10 +1,10 @@
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import {
-  adamw,
   Device,
   type DType,
   deviceInfo,
   memoryStats,
+  planPrefill,
   Stream,
   scope,
   Tensor,
@@ -129,21 +129,14 @@ describe('calls', () => {
     });
   });
 
-  test('of an op without a kernel throw at once and change nothing', async () => {
-    using parameter = on(1, 2);
-    using expAvg = on(0, 0);
-    using expAvgSq = on(0, 0);
-    using gradient = on(1, 1);
-    const tensors = {
-      parameters: [parameter],
-      gradients: [gradient],
-      expAvg: [expAvg],
-      expAvgSq: [expAvgSq],
-    };
-    const error = thrown(() => adamw(tensors, { step: 1 })) as VarlenError;
+  test('of an op without a kernel throw at once', () => {
+    using q = Tensor.empty([4, 1, 64], { dtype: 'bfloat16', device });
+    const heads = { kind: 'a-shape', sink: 1, local: 2 } as const;
+    const error = thrown(() =>
+      planPrefill({ heads }, q, q, { cuSeqlens: Int32Array.of(0, 4) }),
+    ) as VarlenError;
     expect(error.code).toBe('ERR_VARLEN_UNSUPPORTED');
-    expect(error.details).toMatchObject({ op: 'adamw', feature: 'adamw on cuda:0' });
-    expect(await parameter.data()).toEqual(Float32Array.of(1, 2));
+    expect(error.details).toMatchObject({ op: 'sparsePrefillPlan', feature: 'sparsePrefillPlan on cuda:0' });
   });
 });
 

@@ -2,6 +2,9 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
+
+#include "core/simt/tensor_map.h"
 
 // Every call of CUDA that the package makes, as one table of function pointers, free of CUDA
 // headers. runtime.cc fills it with the statically linked runtime; core/cuda/fake with host memory
@@ -97,12 +100,18 @@ struct CudaRuntime {
   int (*copy)(void* to, const void* from, int64_t bytes, cuda::CopyKind kind,
               void* stream) = nullptr;
   int (*fill)(void* data, int byte, int64_t bytes, void* stream) = nullptr;
+  // Does this binary have the kernel?
+  bool (*has)(const cuda::KernelImage& kernel) = nullptr;
+  // cuTensorMapEncodeTiled; the map is for kernels' Params.
+  int (*encode)(simt::TensorMap* map, const simt::TensorMapShape& shape) = nullptr;
   // Once per kernel and device: allows it its shared memory, and says how many of its blocks a
   // multiprocessor holds at once.
   int (*prepare)(const cuda::KernelImage& kernel, int* resident) = nullptr;
   // `params` is copied during the call.
   int (*launch)(const cuda::KernelImage& kernel, const cuda::LaunchShape& shape, const void* params,
                 void* stream) = nullptr;
+  // The files that may be cuBLASLt (core/cuda/cublas-lt.h), in the order in which to try them.
+  std::vector<std::string> (*cublas_lt)() = nullptr;
 };
 
 // The runtime that this binary was linked with: runtime.cc with CUDA, cuda_stub.cc without.

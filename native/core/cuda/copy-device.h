@@ -157,6 +157,4 @@ struct DeviceCopy {
   }
 };
 
-using CopyKernels = KernelList<DeviceCopy>;
-
 }  // namespace varlen::cuda

@@ -34,7 +34,9 @@ Gpu::Gpu(const CudaRuntime& api, int index)
       pinned_memory_(*this),
       pinned_(Cache::New(std::make_shared<Progress>(), pinned_memory_)) {
   CudaDevice device;
-  if (api.device(&device, index) == error::kSuccess) multiprocessors_ = device.multiprocessors;
+  if (api.device(&device, index) != error::kSuccess) return;
+  multiprocessors_ = device.multiprocessors;
+  compute_major_ = device.compute_major;
 }
 
 Gpu::~Gpu() {
@@ -46,6 +48,7 @@ Gpu::~Gpu() {
     Enter();
     for (void* event : events_) (void)api_.destroy_event(event);
     if (epoch_ != nullptr) (void)api_.destroy_event(epoch_);
+    cublas_lt_.reset();
   });
   delete loss_.load();
   if (t_entered == this) t_entered = nullptr;
@@ -103,15 +106,33 @@ double Gpu::TimeOf(void* event) {
   return ms;
 }
 
+CublasLt& Gpu::cublas_lt() {
+  std::call_once(cublas_lt_opened_, [this] {
+    cublas_lt_ = std::make_unique<CublasLt>(api_.cublas_lt == nullptr ? std::vector<std::string>{}
+                                                                      : api_.cublas_lt());
+  });
+  return *cublas_lt_;
+}
+
 Status Gpu::ErrorOf(int error, const char* call, const std::string& launch, Site site) {
   if (error == error::kSuccess) return {};
-  const std::string name = api_.error_name(error);
+  const Code code = error == error::kMemoryAllocation ? Code::kOutOfMemory : Code::kCuda;
+  return Failed(code, api_.error_name(error), "cudaSuccess", call, launch, site);
+}
+
+Status Gpu::CublasErrorOf(const std::string& name, const char* call, const std::string& launch,
+                          Site site) {
+  return Failed(Code::kCuda, name, "CUBLAS_STATUS_SUCCESS", call, launch, site);
+}
+
+Status Gpu::Failed(Code code, const std::string& got, const char* expected, const char* call,
+                   const std::string& launch, const Site& site) const {
   Status status;
-  status.code = error == error::kMemoryAllocation ? Code::kOutOfMemory : Code::kCuda;
+  status.code = code;
   status.message = std::string("failed on cuda:") + std::to_string(index_) + ": " + call +
-                   " gave " + name + (launch.empty() ? "" : " for " + launch) +
-                   ", expected cudaSuccess";
-  status.texts = {{"cudaError", name},
+                   " gave " + got + (launch.empty() ? "" : " for " + launch) + ", expected " +
+                   expected;
+  status.texts = {{"cudaError", got},
                   {"cudaCall", call},
                   {"launch", launch},
                   {"where", std::string(FileOf(site)) + ":" + std::to_string(site.line())}};

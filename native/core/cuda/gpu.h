@@ -10,6 +10,7 @@
 
 #include "core/cache.h"
 #include "core/cuda/api.h"
+#include "core/cuda/cublas-lt.h"
 #include "core/cuda/memory.h"
 #include "core/cuda/serial_thread.h"
 #include "core/status.h"
@@ -31,6 +32,7 @@ class Gpu {
   const CudaRuntime& api() const { return api_; }
   int index() const { return index_; }
   int multiprocessors() const { return multiprocessors_; }
+  int compute_major() const { return compute_major_; }  // 9 for compute capability 9.0
   // Makes this the GPU of the calling thread's CUDA calls.
   void Enter();
 
@@ -52,10 +54,16 @@ class Gpu {
   // When a recorded and passed event was, in milliseconds on one clock for all streams of the GPU.
   double TimeOf(void* event);
 
+  // Opened by the first call, on a thread that has entered.
+  CublasLt& cublas_lt();
+
   // The status of a failed call. An error after which the context answers nothing else marks the
   // GPU lost.
   Status ErrorOf(int error, const char* call, const std::string& launch = "",
                  Site site = Site::current());
+  // The same of a call of cuBLASLt, by the name of its status.
+  Status CublasErrorOf(const std::string& name, const char* call, const std::string& launch,
+                       Site site);
   // For calls whose failure has no caller to tell.
   void NoteError(int error, const char* call, Site site = Site::current());
   // What the pending calls reject with, naming the first op that failed; null while it answers.
@@ -66,15 +74,20 @@ class Gpu {
   Status LostStatus() const;
 
  private:
+  Status Failed(Code code, const std::string& got, const char* expected, const char* call,
+                const std::string& launch, const Site& site) const;
+
   const CudaRuntime& api_;
   const int index_;
-  int multiprocessors_ = 1;
+  int multiprocessors_ = 1, compute_major_ = 0;
   mutable SerialThread worker_, waiter_;
   DeviceMemory memory_;
   PinnedMemory pinned_memory_;
   Cache* const pinned_;
   std::mutex mutex_;
   std::vector<void*> events_;
+  std::once_flag cublas_lt_opened_;
+  std::unique_ptr<CublasLt> cublas_lt_;
   void* epoch_ = nullptr;
   std::atomic<const Failure*> loss_{nullptr};
 };

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 #include <functional>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
@@ -83,6 +84,16 @@ struct Machine {
 
   std::unique_ptr<Gpu> gpu;
   std::shared_ptr<Stream> stream;
+};
+
+// Runs until it is let go.
+class HoldTask final : public Task {
+ public:
+  explicit HoldTask(std::future<void> go) : go_(std::move(go)) {}
+  void Run(uint64_t) override { go_.wait(); }
+
+ private:
+  const std::future<void> go_;
 };
 
 // What a stream's user sees of a read: the bytes, or why there are none.
@@ -484,6 +495,30 @@ TEST_CASE("GPU stream: another stream waits on the GPU for what this one writes"
   CHECK(values[0] == 3);
   CHECK(values[1] == 4);
   other->Finish();
+}
+
+TEST_CASE("GPU stream: a stream that waits for the CPU first reports what the CPU waits for") {
+  Machine m;
+  const auto cpu = Stream::New();
+  const Tensor a = m.From<float>({3, 4});
+  const Tensor b = m.New(DType::kF32, {2});
+  std::promise<void> queued;
+  uint64_t ticket = 0;
+  // Holds the GPU stream's thread: it finds the rest in its queue and is never without a task.
+  REQUIRE(m.stream->Enqueue(std::make_unique<HoldTask>(queued.get_future()), &ticket).ok());
+  const uint64_t copied = m.Enqueue(Copy{a, b});
+  REQUIRE(cpu->After(m.stream, copied).ok());
+  std::promise<void> open;
+  open.set_value();
+  uint64_t done = 0;
+  REQUIRE(cpu->Enqueue(std::make_unique<HoldTask>(open.get_future()), &done).ok());
+  REQUIRE(m.stream->After(cpu, done).ok());
+  queued.set_value();
+  for (int i = 0; i < 2000 && cpu->completed() < done; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  CHECK(cpu->completed() == done);
+  cpu->Close();
 }
 
 TEST_CASE("GPU stream: pinned memory is used again, and only when its copy is done") {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/cuda/api.h"
+#include "core/dtype.h"
 
 namespace varlen::cuda {
 
@@ -31,5 +32,8 @@ struct KernelOf {
 // The kernels of one .cu file.
 template <class... Kernels>
 struct KernelList {};
+// Templates of kernels, for every element type that ops compute with.
+template <template <class> class... Kernels>
+using FloatKernels = KernelList<Kernels<float>..., Kernels<bfloat16>..., Kernels<half>...>;
 
 }  // namespace varlen::cuda

@@ -1,9 +1,8 @@
-#include "core/cuda/copy-device.h"
+#include "core/cuda/kernels.h"
 #include "core/cuda/link.cuh"
-#include "core/offsets-device.h"
 
 namespace varlen::cuda {
 namespace {
-[[maybe_unused]] const bool linked = LinkDevice(CopyKernels{}) && LinkDevice(OffsetsKernels{});
+[[maybe_unused]] const bool linked = LinkDevice(CoreKernels{});
 }
 }  // namespace varlen::cuda

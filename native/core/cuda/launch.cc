@@ -32,6 +32,10 @@ void* Launch::TakeScratch(int64_t bytes) {
   if (!ok() || bytes == 0) return nullptr;
   StorageRef storage;
   Status status = scratch_.Allocate(bytes, Cache::Writer::kStream, &storage);
+  if (!status.ok() && reclaim_) {
+    reclaim_();
+    status = scratch_.Allocate(bytes, Cache::Writer::kStream, &storage);
+  }
   if (!status.ok()) {
     status_ = std::move(status);
     return nullptr;
@@ -76,6 +80,12 @@ void Launch::Fill(void* data, int byte, int64_t bytes, Site site) {
        std::to_string(bytes) + " bytes", site);
 }
 
+simt::TensorMap Launch::MapOf(const simt::TensorMapShape& shape, Site site) {
+  simt::TensorMap map{};
+  if (ok()) Note(gpu_.api().encode(&map, shape), "cuTensorMapEncodeTiled", "", site);
+  return map;
+}
+
 void Launch::Start(KernelImage& kernel, int64_t blocks, const void* params, const Site& site) {
   if (!ok()) return;
   std::atomic<int>& known = kernel.resident[static_cast<size_t>(gpu_.index())];
@@ -95,12 +105,26 @@ void Launch::Start(KernelImage& kernel, int64_t blocks, const void* params, cons
        site);
 }
 
+bool Launch::Multiply(const MatrixProduct& product, Site site) {
+  if (!ok()) return true;
+  CublasLt& library = gpu_.cublas_lt();
+  const auto plan = library.PlanFor(product);
+  if (plan == nullptr) return false;
+  void* workspace = TakeScratch(CublasLt::WorkspaceBytes(*plan));
+  if (!ok()) return true;
+  if (const int error = library.Run(*plan, product, workspace, stream_); error != 0) {
+    status_ = gpu_.CublasErrorOf(library.NameOf(error), "cublasLtMatmul", product.Describe(), site);
+  }
+  return true;
+}
+
 void Launch::Mark(std::function<void(double ms)> passed) {
   if (!ok()) return;
   void* event = gpu_.TakeEvent();
   if (event == nullptr) return;
   Note(gpu_.api().record_event(event, stream_), "cudaEventRecord", "", Site::current());
-  OnDone([&gpu = gpu_, event, passed = std::move(passed)]() -> Status {
+  // The event goes back even so.
+  checks_.push_back([&gpu = gpu_, event, passed = std::move(passed)]() -> Status {
     gpu.Enter();
     passed(gpu.TimeOf(event));
     gpu.ReturnEvent(event);

@@ -21,8 +21,10 @@ namespace varlen::cuda {
 // The first failure stays, and what comes after it does nothing: no call needs a check of its own.
 class Launch {
  public:
-  // `scratch` is used by the stream's thread alone, so that its order is the stream's.
-  Launch(Gpu& gpu, void* stream, Cache& scratch) : gpu_(gpu), stream_(stream), scratch_(scratch) {}
+  // `scratch` is used by the stream's thread alone, so that its order is the stream's. `reclaim`
+  // gives back to the GPU what nobody uses, when there is no more memory.
+  Launch(Gpu& gpu, void* stream, Cache& scratch, std::function<void()> reclaim = {})
+      : gpu_(gpu), stream_(stream), scratch_(scratch), reclaim_(std::move(reclaim)) {}
   Launch(const Launch&) = delete;
   Launch& operator=(const Launch&) = delete;
 
@@ -34,6 +36,11 @@ class Launch {
   // The failure is one after which the GPU answers nothing else.
   bool sticky() const { return sticky_; }
   int multiprocessors() const { return gpu_.multiprocessors(); }
+  // Does the GPU have TMA and wgmma, and this binary the kernel that uses them?
+  template <class Kernel>
+  bool HasSm90a() const {
+    return gpu_.compute_major() == 9 && gpu_.api().has(KernelOf<Kernel>::image);
+  }
 
   // Device memory for the kernels of this task, uninitialised; null when nothing is asked for or
   // after a failure.
@@ -64,11 +71,16 @@ class Launch {
   const T* ReadBack(const T* device, int64_t count) {
     return static_cast<const T*>(CopyOut(device, count * static_cast<int64_t>(sizeof(T))));
   }
-  // Called once everything above is done, in the order of the stream, but not after a failure; a
-  // status that is not ok fails the task's outputs.
-  void OnDone(std::function<Status()> check) { checks_.push_back(std::move(check)); }
+  // Called once everything above is done, in the order of the stream, but not after a failure: what
+  // the check would read may not be there. A status that is not ok fails the task's outputs.
+  void OnDone(std::function<Status()> check) {
+    if (ok()) checks_.push_back(std::move(check));
+  }
   // Keeps host memory that the GPU reads or writes until then.
   void Keep(StorageRef storage) { kept_.push_back(std::move(storage)); }
+
+  // For a kernel's Params; the shape's tensor is device memory.
+  simt::TensorMap MapOf(const simt::TensorMapShape& shape, Site site = Site::current());
 
   // A kernel whose blocks stride over their work: `blocks` of them, at least one, but no more than
   // the GPU holds at once.
@@ -82,6 +94,9 @@ class Launch {
     Start(KernelOf<Kernel>::image, INT64_MAX, &params, site);
   }
 
+  // A product by cuBLASLt. False where there is no such library, or where it has no algorithm for
+  // it: a kernel of ours does it then.
+  bool Multiply(const MatrixProduct& product, Site site = Site::current());
   void Copy(void* to, const void* from, int64_t bytes, CopyKind kind, Site site = Site::current());
   void Fill(void* data, int byte, int64_t bytes, Site site = Site::current());
   // Notes when the stream passes this point, on the clock of the GPU.
@@ -101,6 +116,7 @@ class Launch {
   Gpu& gpu_;
   void* const stream_;
   Cache& scratch_;
+  const std::function<void()> reclaim_;
   Status status_;
   bool sticky_ = false;
   std::vector<StorageRef> scratches_;

@@ -50,7 +50,10 @@ void GpuStream::Begin(InFlight& entry) {
   }
   // What the launch takes and gives back belongs to this ticket.
   scratch_progress_->enqueued.store(entry.ticket, std::memory_order_release);
-  Launch launch(gpu_, stream_, *scratch_);
+  Launch launch(gpu_, stream_, *scratch_, [this] {
+    Trim();  // what tensors left behind
+    gpu_.memory().ReleaseSegments();
+  });
   {
     const LaunchScope scope(&launch);
     entry.task->Run(entry.ticket);
@@ -76,6 +79,8 @@ bool GpuStream::WaitLaunched(uint64_t ticket, const std::atomic<bool>& give_up) 
 }
 
 void GpuStream::WaitOn(Stream& other, uint64_t ticket) {
+  // What `other` is busy with may itself wait for what was launched here.
+  Submit();
   auto* peer = dynamic_cast<GpuStream*>(&other);
   if (peer == nullptr || &peer->gpu_ != &gpu_) return Stream::WaitOn(other, ticket);
   if (!peer->WaitLaunched(ticket, closed())) return;

@@ -57,4 +57,19 @@ struct Batch {
   }
 };
 
+// The outputs of an op that ends in this loss.
+template <class Forward>
+Outputs OutputsOf(const Forward& p) {
+  const auto floats = [](const Tensor& tensor) { return tensor ? tensor.data<float>() : nullptr; };
+  Outputs out;
+  out.loss = floats(p.loss);
+  out.d_logprobs = floats(p.d_logprobs);
+  out.sums = p.sums ? p.sums.template data<double>() : nullptr;
+  out.per_token_loss = floats(p.per_token_loss);
+  out.sequence_losses = floats(p.sequence_losses);
+  out.sequence_tokens = p.sequence_tokens ? p.sequence_tokens.template data<int32_t>() : nullptr;
+  if constexpr (requires { p.d_entropies; }) out.d_entropies = floats(p.d_entropies);
+  return out;
+}
+
 }  // namespace varlen::loss

@@ -312,7 +312,11 @@ struct DeviceSums : DevicePass {
       if (!p.with_weights || !p.config.weighs_rollout() || !token.ok) continue;
       const float c = WeightOf(p.config, state, token).weight;
       sums[kWeight] += c;
-      if (p.config.clip_rule() == Clip::kVespo) sums[kLogWeight] += M::Log(c);
+      if (SharesWeight(p.config)) {
+        sums[kLogWeight] += token.missing ? 0 : 1;
+      } else if (p.config.clip_rule() == Clip::kVespo) {
+        sums[kLogWeight] += M::Log(c);
+      }
     }
     SIMT_UNROLL
     for (int c = 0; c < kNumFirstColumns; ++c) sums[c] = FoldLanes(Fold::kSum, sums[c]);
@@ -345,9 +349,9 @@ struct DeviceRatios : DevicePass {
       }
     }
     simt::SyncThreads();
-    float inverse_mean = 1;
+    double inverse_mean = 1;
     if (p.config.correction_mean > 0) {
-      inverse_mean = static_cast<float>(1 / p.config.correction_mean);
+      inverse_mean = 1 / p.config.correction_mean;
     } else if (p.config.correction_mean < 0 && p.with_weights) {
       if (simt::WarpIndex() == 0) {
         double sum = 0;

@@ -48,7 +48,7 @@ struct Call {
   const Block* blocks;
   Partial* partials;
   SequenceState* sequences;
-  float inverse_mean_weight = 1;
+  double inverse_mean_weight = 1;
   bool propagate;
 };
 
@@ -172,7 +172,7 @@ HWY_INLINE TokenMask LoadMask(const uint8_t* array, int64_t t, int64_t n) {
   }
   const auto wide = hn::PromoteTo(di32, hn::LoadU(du8, array + t));
   const TokenMask set = hn::RebindMask(d, hn::Ne(wide, hn::Zero(di32)));
-  // GCC 12 was seen to leave the upper half of `padded` as it was.
+  // Lanes past n are off by this, whatever `padded` holds there.
   return kFull ? set : hn::And(set, hn::FirstN(d, static_cast<size_t>(n)));
 }
 
@@ -414,7 +414,9 @@ void SumBlock(const Call& call, int64_t index, const Logprobs& logprobs,
     if (!config.weighs_rollout() || !with_sequence_weights) return;
     const Vector c = WeightOf(config, state, tokens).weight;
     weight.Add(g, hn::IfThenElseZero(tokens.ok, c));
-    if (config.clip_rule() == Clip::kVespo) {
+    if (SharesWeight(config)) {
+      log_weight.Add(g, hn::IfThenElseZero(hn::AndNot(tokens.missing, tokens.ok), M::Set(1)));
+    } else if (config.clip_rule() == Clip::kVespo) {
       log_weight.Add(g, hn::IfThenElseZero(tokens.ok, M::Log(c)));
     }
   });
@@ -491,7 +493,7 @@ bool LossBlock(const Call& call, int64_t index, const Logprobs& logprobs) {
   const Vector phi_positive = M::Set(level_none ? 1 : state.phi_positive);
   const Vector phi_negative = M::Set(level_none ? 1 : state.phi_negative);
   const Vector poison = M::Set(state.poison);
-  const Vector inverse_mean = M::Set(call.inverse_mean_weight);
+  const Vector inverse_mean = M::Set(static_cast<float>(call.inverse_mean_weight));
   const bool drop = config.when_non_finite() == NonFinite::kDrop;
   const float entropy_scale = static_cast<float>(config.entropy_coef * config.entropy_scale);
 
@@ -849,7 +851,7 @@ Status SumSequences(Call& call, const Pieces& pieces) {
     for (int64_t i = 0; i < call.in.num_seqs; ++i) {
       sum += SumOver(call, call.sequences[i], [](const Partial& p) { return p.weight; });
     }
-    if (sum > 0) call.inverse_mean_weight = static_cast<float>(tokens / sum);
+    if (sum > 0) call.inverse_mean_weight = tokens / sum;
   }
   for (int64_t i = 0; i < call.in.num_seqs && ratios; ++i) {
     SequenceState& state = call.sequences[i];
@@ -963,9 +965,7 @@ Status Evaluate(const Config& config, const Inputs& in, const Outputs& out) {
   ListBlocks(in, blocks, sequences);
   Call call{config,   in,        out, blocks,
             partials, sequences, 1,   config.when_non_finite() == NonFinite::kPropagate};
-  if (config.correction_mean > 0) {
-    call.inverse_mean_weight = static_cast<float>(1 / config.correction_mean);
-  }
+  if (config.correction_mean > 0) call.inverse_mean_weight = 1 / config.correction_mean;
   const Pieces pieces(blocks, num_blocks, in.num_tokens);
   if (Status status = SumSequences(call, pieces); !status.ok()) return status;
   Status status = pieces.ForEachBlock([&](int64_t i) { kLossBlock.Get()(call, i); });

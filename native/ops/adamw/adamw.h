@@ -22,6 +22,7 @@ namespace varlen::adamw {
 
 struct Forward {
   static constexpr const char* kName = "adamw";
+  static constexpr bool kOnGpu = true;
 
   std::vector<Tensor> gradients;   // float32
   Tensor gradient_norm;            // [1] float32, optional

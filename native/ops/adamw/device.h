@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "core/cuda/kernel.h"
 #include "core/device-pieces.h"
 #include "core/device-reduce.h"
 #include "core/dtype.h"
@@ -89,5 +90,7 @@ struct DeviceStep {
     }
   }
 };
+
+using Kernels = cuda::KernelList<DeviceStep>;
 
 }  // namespace varlen::adamw

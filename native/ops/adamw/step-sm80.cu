@@ -1,11 +1,8 @@
-#include "core/simt/launch-capped.cuh"
-#include "ops/adamw/launch.h"
+#include "core/cuda/link.cuh"
+#include "ops/adamw/device.h"
 
 namespace varlen::adamw {
-
-int LaunchStep(int multiprocessors, const DeviceStep::Params& params, void* stream) {
-  return simt::LaunchCapped<DeviceStep>(multiprocessors, params.pieces.count, params,
-                                        static_cast<cudaStream_t>(stream));
+namespace {
+[[maybe_unused]] const bool linked = cuda::LinkDevice(Kernels{});
 }
-
 }  // namespace varlen::adamw

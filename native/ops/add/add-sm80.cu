@@ -1,16 +1,8 @@
-#include "core/simt/launch-capped.cuh"
-#include "ops/add/launch.h"
+#include "core/cuda/link.cuh"
+#include "ops/add/device.h"
 
 namespace varlen::add {
-
-template <class T>
-int LaunchSum(int multiprocessors, const typename DeviceSum<T>::Params& params, void* stream) {
-  return simt::LaunchCapped<DeviceSum<T>>(multiprocessors, DeviceSum<T>::BlocksFor(params.size),
-                                          params, static_cast<cudaStream_t>(stream));
+namespace {
+[[maybe_unused]] const bool linked = cuda::LinkDevice(Kernels{});
 }
-
-template int LaunchSum<float>(int, const DeviceSum<float>::Params&, void*);
-template int LaunchSum<bfloat16>(int, const DeviceSum<bfloat16>::Params&, void*);
-template int LaunchSum<half>(int, const DeviceSum<half>::Params&, void*);
-
 }  // namespace varlen::add

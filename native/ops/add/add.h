@@ -10,6 +10,7 @@ namespace varlen::add {
 
 struct Forward {
   static constexpr const char* kName = "add";
+  static constexpr bool kOnGpu = true;
 
   Tensor a, b;  // [...]
   Tensor out;   // [...], out

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "core/cuda/kernel.h"
 #include "core/elementwise-device.h"
 
 // The sum on a GPU; every pointer is device memory.
@@ -26,5 +27,7 @@ struct Sum {
 
 template <class T>
 using DeviceSum = DeviceElementwise<Sum<T>>;
+
+using Kernels = cuda::FloatKernels<DeviceSum>;
 
 }  // namespace varlen::add

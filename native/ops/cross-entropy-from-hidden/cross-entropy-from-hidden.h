@@ -20,6 +20,7 @@ namespace varlen::cross_entropy_from_hidden {
 
 struct Forward {
   static constexpr const char* kName = "crossEntropyFromHidden";
+  static constexpr bool kOnGpu = true;
 
   LinearHead head;
   CrossEntropyTokens tokens;
@@ -38,6 +39,7 @@ struct Forward {
 
 struct Backward {
   static constexpr const char* kName = "crossEntropyFromHiddenBackward";
+  static constexpr bool kOnGpu = true;
 
   CrossEntropyUpstream upstream;
   LinearHead head;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "core/chunks-device.h"
+#include "core/cuda/kernel.h"
 #include "core/token-chains-device.h"
 
 // The lookup on a GPU: a warp copies a row. Backwards a block takes a word and adds up its tokens'
@@ -74,5 +75,7 @@ struct DeviceWordGradients {
     }
   }
 };
+
+using Kernels = cuda::FloatKernels<DeviceLookup, DeviceWordGradients>;
 
 }  // namespace varlen::embedding

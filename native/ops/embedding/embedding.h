@@ -12,6 +12,7 @@ namespace varlen::embedding {
 
 struct Forward {
   static constexpr const char* kName = "embedding";
+  static constexpr bool kOnGpu = true;
 
   Tensor weight;              // [vocabSize, hidden]
   HostOrTensor<int32_t> ids;  // [totalTokens], each in [0, vocabSize)
@@ -28,6 +29,7 @@ struct Forward {
 
 struct Backward {
   static constexpr const char* kName = "embeddingBackward";
+  static constexpr bool kOnGpu = true;
 
   Tensor d_out;               // [totalTokens, hidden]
   Tensor weight;              // [vocabSize, hidden]; its shape alone is read

@@ -38,6 +38,7 @@ struct TeacherHead {
 
 struct Forward {
   static constexpr const char* kName = "fusedLinearJsd";
+  static constexpr bool kOnGpu = true;
 
   LinearHead student;
   TeacherHead teacher;
@@ -60,6 +61,7 @@ struct Forward {
 
 struct Backward {
   static constexpr const char* kName = "fusedLinearJsdBackward";
+  static constexpr bool kOnGpu = true;
 
   LinearHead student;
   TeacherHead teacher;  // over the whole vocabulary only

@@ -17,6 +17,7 @@ namespace varlen::generalized_jsd {
 
 struct Forward {
   static constexpr const char* kName = "generalizedJsd";
+  static constexpr bool kOnGpu = true;
 
   Tensor student;  // [totalTokens, vocabSize] logits
   Tensor teacher;  // the same of the teacher; absent with stored log-probabilities
@@ -40,6 +41,7 @@ struct Forward {
 
 struct Backward {
   static constexpr const char* kName = "generalizedJsdBackward";
+  static constexpr bool kOnGpu = true;
 
   Tensor student, teacher;  // the teacher over the whole vocabulary only
   JsdUpstream upstream;

@@ -3,16 +3,17 @@
 #include <vector>
 
 #include "core/emulated.h"
+#include "core/jsd-words-device.h"
 #include "core/op_test.h"
 #include "core/tile-product-device.h"
 #include "ops/generalized-jsd/generalized-jsd.h"
-#include "ops/generalized-jsd/words-device.h"
 
 // The kernels over some words, run by the host emulator, against the float64 reference.
 namespace varlen::generalized_jsd::testing {
 namespace {
 
 using namespace varlen::testing;
+using namespace varlen::jsd;
 
 constexpr float kBetas[] = {0.0f, 0.3f, 1.0f};
 

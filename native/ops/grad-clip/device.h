@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "core/cuda/kernel.h"
 #include "core/device-pieces.h"
 #include "core/device-reduce.h"
 
@@ -101,5 +102,7 @@ struct DeviceClip {
     }
   }
 };
+
+using Kernels = cuda::KernelList<DeviceSquares, DeviceNorm, DeviceClip>;
 
 }  // namespace varlen::grad_clip

@@ -16,6 +16,7 @@ namespace varlen::grad_clip {
 
 struct Forward {
   static constexpr const char* kName = "gradClip";
+  static constexpr bool kOnGpu = true;
 
   std::vector<Tensor> gradients;  // float32, updated
   double max_norm = 1;

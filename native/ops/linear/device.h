@@ -1,6 +1,7 @@
 #pragma once
 
 #include "core/column-sums-device.h"
+#include "core/cuda/kernel.h"
 #include "core/host_device.h"
 #include "core/tile-product-device.h"
 
@@ -13,6 +14,10 @@ namespace varlen::linear {
 template <class T, class Out, Summed kLeft, Summed kRight>
 struct DeviceProduct {
   using Product = TileProduct<T, kLeft, kRight>;
+  using Element = T;
+  using Result = Out;
+  static constexpr bool kLeftAlongRows = kLeft == Summed::kAlongRows;
+  static constexpr bool kRightAlongRows = kRight == Summed::kAlongRows;
   static constexpr int kThreads = Product::kThreads;
   static constexpr int kMinBlocks = 2;
   static constexpr int64_t kSharedBytes = Product::kSharedBytes;
@@ -89,5 +94,8 @@ struct BiasTerm {
 };
 template <class T>
 using BiasSums = DeviceColumnSums<BiasTerm<T>>;
+
+using Kernels =
+    cuda::FloatKernels<DeviceForward, DeviceInputGradients, DeviceWeightGradients, BiasSums>;
 
 }  // namespace varlen::linear

@@ -7,11 +7,13 @@
 // y = x W^T + b over all leading dimensions of x, and its gradients
 //   dx = dy W;   dW = dy^T x;   db = sum of dy over the rows
 // W is stored as [outFeatures, inFeatures]. Sums are float32; the gradients of the parameters stay
-// float32 whatever the storage type. A row of y depends on its own row of x alone, to the bit.
+// float32 whatever the storage type. A row of y depends on its own row of x alone, to the bit but
+// for cuBLASLt.
 namespace varlen::linear {
 
 struct Forward {
   static constexpr const char* kName = "linear";
+  static constexpr bool kOnGpu = true;
 
   Tensor x;       // [..., inFeatures]
   Tensor weight;  // [outFeatures, inFeatures]
@@ -30,6 +32,7 @@ struct Forward {
 
 struct Backward {
   static constexpr const char* kName = "linearBackward";
+  static constexpr bool kOnGpu = true;
 
   Tensor d_out;   // [..., outFeatures]
   Tensor x;       // [..., inFeatures]

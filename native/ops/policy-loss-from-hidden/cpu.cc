@@ -8,11 +8,6 @@
 namespace varlen::policy_loss_from_hidden {
 namespace {
 
-template <class T>
-T* DataOf(const Tensor& tensor) {
-  return tensor ? tensor.data<T>() : nullptr;
-}
-
 // to[rows[i]] = from[i], 0 elsewhere.
 template <class T>
 void Scatter(const std::vector<int32_t>& rows, const std::vector<T>& from, const Tensor& to) {
@@ -46,15 +41,7 @@ Status RunCpu(const Forward& params) {
   loss::Inputs in = params.batch.ToInputs(head.total_tokens());
   in.logprobs = params.logprobs.address();
   in.entropies = params.entropies.data<float>();
-  loss::Outputs out;
-  out.loss = DataOf<float>(params.loss);
-  out.d_logprobs = DataOf<float>(params.d_logprobs);
-  out.sums = DataOf<double>(params.sums);
-  out.per_token_loss = DataOf<float>(params.per_token_loss);
-  out.sequence_losses = DataOf<float>(params.sequence_losses);
-  out.sequence_tokens = DataOf<int32_t>(params.sequence_tokens);
-  out.d_entropies = DataOf<float>(params.d_entropies);
-  return loss::Evaluate(params.config, in, out);
+  return loss::Evaluate(params.config, in, loss::OutputsOf(params));
 }
 
 Status RunCpu(const Backward& params) {

@@ -40,6 +40,7 @@ struct Options {
 
 struct Forward {
   static constexpr const char* kName = "policyLossFromHidden";
+  static constexpr bool kOnGpu = true;
 
   LinearHead head;
   Options options;
@@ -85,6 +86,7 @@ struct Forward {
 
 struct Backward {
   static constexpr const char* kName = "policyLossFromHiddenBackward";
+  static constexpr bool kOnGpu = true;
 
   Tensor d_loss;                           // [] float32; absent: 0
   Tensor d_logprobs_out, d_entropies_out;  // [totalTokens] float32: of those outputs; absent: 0

@@ -72,15 +72,7 @@ Status RunCpu(const Forward& p) {
   loss::Inputs in = p.batch.ToInputs(num_tokens);
   in.logprobs = p.logprobs.address();
   in.entropies = DataOf<float>(p.entropies);
-  loss::Outputs out;
-  out.loss = DataOf<float>(p.loss);
-  out.d_logprobs = DataOf<float>(p.d_logprobs);
-  out.sums = DataOf<double>(p.sums);
-  out.per_token_loss = DataOf<float>(p.per_token_loss);
-  out.sequence_losses = DataOf<float>(p.sequence_losses);
-  out.sequence_tokens = DataOf<int32_t>(p.sequence_tokens);
-  out.d_entropies = DataOf<float>(p.d_entropies);
-  return loss::Evaluate(p.config, in, out);
+  return loss::Evaluate(p.config, in, loss::OutputsOf(p));
 }
 
 Status RunCpu(const Backward& p) {

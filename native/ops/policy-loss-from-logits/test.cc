@@ -37,7 +37,12 @@ Forward Make(const Shape& shape, uint32_t seed) {
   p.batch.old_logprobs = testing::Random(DType::kF32, {tokens}, seed + 1, 0.5);
   p.batch.ref_logprobs = testing::Random(DType::kF32, {tokens}, seed + 2, 0.5);
   p.batch.loss_mask = Tensor::Empty(DType::kU8, {tokens});
+  // A token without a weight, or outside the KL mask, earns no entropy bonus.
+  p.batch.kl_mask = Tensor::Empty(DType::kU8, {tokens});
+  std::vector<float> weights;
   for (int64_t t = 0; t < tokens; ++t) {
+    p.batch.kl_mask.data<uint8_t>()[t] = t % 7 != 3;
+    weights.push_back(t % 6 == 2 ? 0.0f : 1.5f);
     targets.push_back(static_cast<int32_t>((t * 31 + seed) % shape.vocab_size));
     const double typical = -std::log(static_cast<double>(shape.vocab_size)) - 2;
     p.batch.old_logprobs.data<float>()[t] += static_cast<float>(typical);
@@ -45,6 +50,7 @@ Forward Make(const Shape& shape, uint32_t seed) {
     p.batch.loss_mask.data<uint8_t>()[t] = t % 5 != 4;
   }
   p.target_ids = testing::Host(targets);
+  p.batch.token_weights = testing::Host(weights);
   std::vector<float> advantages, scale;
   loss::LengthHash hash(static_cast<int64_t>(shape.lengths.size()));
   int64_t t = 0;

@@ -67,14 +67,7 @@ Status RunCpu(const Forward& params) {
       params.logprobs.storage->data() + params.logprobs.offset * SizeOf(params.logprobs.dtype);
   in.logprobs_dtype = params.logprobs.dtype;
   in.entropies = DataOf<float>(params.entropies);
-  loss::Outputs out;
-  out.loss = DataOf<float>(params.loss);
-  out.d_logprobs = DataOf<float>(params.d_logprobs);
-  out.sums = DataOf<double>(params.sums);
-  out.per_token_loss = DataOf<float>(params.per_token_loss);
-  out.sequence_losses = DataOf<float>(params.sequence_losses);
-  out.sequence_tokens = DataOf<int32_t>(params.sequence_tokens);
-  return loss::Evaluate(params.config, in, out);
+  return loss::Evaluate(params.config, in, loss::OutputsOf(params));
 }
 
 Status RunCpu(const Backward& params) { return kBackward.Get()(params); }

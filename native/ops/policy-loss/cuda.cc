@@ -12,14 +12,7 @@ Status RunCuda(const Forward& p) {
   in.logprobs = p.logprobs.address();
   in.logprobs_dtype = p.logprobs.dtype;
   in.entropies = Launch::DataOf<float>(p.entropies);
-  loss::Outputs out;
-  out.loss = Launch::DataOf<float>(p.loss);
-  out.d_logprobs = Launch::DataOf<float>(p.d_logprobs);
-  out.sums = Launch::DataOf<double>(p.sums);
-  out.per_token_loss = Launch::DataOf<float>(p.per_token_loss);
-  out.sequence_losses = Launch::DataOf<float>(p.sequence_losses);
-  out.sequence_tokens = Launch::DataOf<int32_t>(p.sequence_tokens);
-  loss::EvaluateOnGpu(launch, p.config, in, out);
+  loss::EvaluateOnGpu(launch, p.config, in, loss::OutputsOf(p));
   return launch.status();
 }
 

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/column-sums-device.h"
+#include "core/cuda/kernel.h"
 
 // The normalisation on a GPU: a block takes a row and reads it twice, the second time from the
 // cache. The gradient of the weight is a sum over rows (core/column-sums-device.h). Every pointer
@@ -173,5 +174,7 @@ struct WeightTerm {
 };
 template <class T>
 using WeightSums = DeviceColumnSums<WeightTerm<T>>;
+
+using Kernels = cuda::FloatKernels<DeviceNormalize, DeviceNormGradients, WeightSums>;
 
 }  // namespace varlen::rms_norm

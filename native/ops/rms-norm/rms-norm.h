@@ -16,6 +16,7 @@ namespace varlen::rms_norm {
 
 struct Forward {
   static constexpr const char* kName = "rmsNorm";
+  static constexpr bool kOnGpu = true;
 
   Tensor x;         // [..., hidden]
   Tensor residual;  // [..., hidden], optional
@@ -43,6 +44,7 @@ struct Forward {
 
 struct Backward {
   static constexpr const char* kName = "rmsNormBackward";
+  static constexpr bool kOnGpu = true;
 
   Tensor d_out;   // [..., hidden]
   Tensor d_sum;   // [..., hidden], dh, optional

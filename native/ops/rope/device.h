@@ -1,6 +1,7 @@
 #pragma once
 
 #include "core/chunks-device.h"
+#include "core/cuda/kernel.h"
 #include "core/host_device.h"
 
 // The rotation on a GPU; the gradient is the same kernel with direction -1. A thread takes eight
@@ -103,5 +104,7 @@ struct DeviceRotate {
     x1 = y1;
   }
 };
+
+using Kernels = cuda::FloatKernels<DeviceRotate>;
 
 }  // namespace varlen::rope

@@ -35,6 +35,7 @@ struct Rotation {
 
 struct Forward {
   static constexpr const char* kName = "rope";
+  static constexpr bool kOnGpu = true;
 
   Tensor x;  // [totalTokens, numHeads, headDim]
   Rotation rotation;
@@ -51,6 +52,7 @@ struct Forward {
 
 struct Backward {
   static constexpr const char* kName = "ropeBackward";
+  static constexpr bool kOnGpu = true;
 
   Tensor d_out;  // [totalTokens, numHeads, headDim]
   Rotation rotation;

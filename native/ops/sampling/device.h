@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "core/cuda/kernel.h"
 #include "core/row-block-device.h"
 
 // The draw on a GPU: a block takes a row. Nothing is sorted: the cut of top-k and of top-p, a place
@@ -202,5 +203,8 @@ struct DeviceBadRows {
     simt::Store(p.found + 1, FoldFew<kWarps>(Fold::kMin, partial + kWarps));
   }
 };
+
+using Kernels = cuda::KernelList<DeviceBadRows, DeviceSample<float>, DeviceSample<bfloat16>,
+                                 DeviceSample<half>>;
 
 }  // namespace varlen::sampling

@@ -22,6 +22,7 @@ namespace varlen::sampling {
 
 struct Forward {
   static constexpr const char* kName = "sampling";
+  static constexpr bool kOnGpu = true;
 
   Tensor logits;                 // [numSeqs, vocabSize]; -inf forbids a word
   HostOrTensor<int32_t> random;  // [numSeqs], 32 random bits each

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "core/cuda/kernel.h"
 #include "core/elementwise-device.h"
 
 // The gated unit on a GPU; every pointer is device memory.
@@ -56,5 +57,7 @@ template <class T>
 using DeviceGate = DeviceElementwise<Gate<T>>;
 template <class T>
 using DeviceGateGradients = DeviceElementwise<GateGradients<T>>;
+
+using Kernels = cuda::FloatKernels<DeviceGate, DeviceGateGradients>;
 
 }  // namespace varlen::swiglu

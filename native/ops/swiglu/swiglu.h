@@ -13,6 +13,7 @@ namespace varlen::swiglu {
 
 struct Forward {
   static constexpr const char* kName = "swiglu";
+  static constexpr bool kOnGpu = true;
 
   Tensor gate, up;  // [...]
   Tensor out;       // [...], out
@@ -28,6 +29,7 @@ struct Forward {
 
 struct Backward {
   static constexpr const char* kName = "swigluBackward";
+  static constexpr bool kOnGpu = true;
 
   Tensor d_out;         // [...]
   Tensor gate, up;      // [...]

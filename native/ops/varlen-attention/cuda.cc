@@ -6,7 +6,7 @@
 #include "ops/varlen-attention/kernels.h"
 #include "ops/varlen-attention/varlen-attention.h"
 
-// The launches on a GPU: sort the sequences, then tiles until there are none.
+// The launches on a GPU: sort the sequences, then tiles until there are none, once per pass.
 namespace varlen::varlen_attention {
 namespace {
 
@@ -21,7 +21,8 @@ bool Aligned16(const Tensor& tensor) {
 }
 
 // Arrays that came as tensors are checked from copies that come back with the results.
-void CheckWhenDone(cuda::Launch& launch, const Forward& p) {
+template <class Params>
+void CheckWhenDone(cuda::Launch& launch, const Params& p) {
   const Options& o = p.options;
   if (!o.check_device_arrays) return;
   const auto on_device = [](const auto& array) { return array && !array.on_host(); };
@@ -49,56 +50,158 @@ int32_t Side(int64_t window) {
   return static_cast<int32_t>(window < 0 ? kUnbounded : std::min<int64_t>(window, kUnbounded));
 }
 
+// What every pass reads besides its tensors.
+struct Shared {
+  template <class Params>
+  Shared(cuda::Launch& launch, const Params& p)
+      : num_heads(static_cast<int32_t>(p.q.shape[1])),
+        num_kv_heads(static_cast<int32_t>(p.k.shape[1])) {
+    const Options& o = p.options;
+    const int64_t num_seqs = o.cu_seqlens_q.size() - 1;
+    const auto& cu_seqlens_k = o.cu_seqlens_k ? o.cu_seqlens_k : o.cu_seqlens_q;
+    const cuda::TrustedOffsets q = Trust(launch, o.cu_seqlens_q, o.seq_used_q, p.q.shape[0]);
+    const cuda::TrustedOffsets k = Trust(launch, cu_seqlens_k, o.seq_used_k, p.k.shape[0]);
+    sequences = {q.cu,         k.cu,        q.used, k.used, static_cast<int32_t>(num_seqs),
+                 p.q.shape[0], p.k.shape[0]};
+    mask = {Side(o.window_left), o.causal ? 0 : Side(o.window_right), launch.DataOf(o.key_end)};
+    schedule = {launch.Scratch<int32_t>(num_seqs + 1), launch.Scratch<int64_t>(num_seqs + 2),
+                launch.Scratch<int32_t>(1)};
+    alibi_slopes = launch.DataOf(o.alibi_slopes);
+    const bool per_sequence = o.alibi_slopes && o.alibi_slopes.size() != num_heads;
+    alibi_sequence_stride = per_sequence ? num_heads : 0;
+  }
+
+  DeviceSequences sequences;
+  DeviceMask mask;
+  DeviceSchedule schedule;
+  const float* alibi_slopes;
+  int32_t alibi_sequence_stride, num_heads, num_kv_heads;
+};
+
 template <class T>
 ForwardArguments<T> ArgumentsOf(cuda::Launch& launch, const Forward& p) {
-  const Options& o = p.options;
-  const int64_t num_seqs = o.cu_seqlens_q.size() - 1;
-  const auto& cu_seqlens_k = o.cu_seqlens_k ? o.cu_seqlens_k : o.cu_seqlens_q;
-  const cuda::TrustedOffsets q = Trust(launch, o.cu_seqlens_q, o.seq_used_q, p.q.shape[0]);
-  const cuda::TrustedOffsets k = Trust(launch, cu_seqlens_k, o.seq_used_k, p.k.shape[0]);
-  const auto num_heads = static_cast<int32_t>(p.q.shape[1]);
-  const bool per_sequence = o.alibi_slopes && o.alibi_slopes.size() != num_heads;
-  return {
-      .q = p.q.data<T>(),
-      .k = p.k.data<T>(),
-      .v = p.v.data<T>(),
-      .out = p.out.data<T>(),
-      .softmax_lse = p.softmax_lse.data<float>(),
-      .q_row = p.q.strides[0],
-      .q_head = p.q.strides[1],
-      .k_row = p.k.strides[0],
-      .k_head = p.k.strides[1],
-      .v_row = p.v.strides[0],
-      .v_head = p.v.strides[1],
-      .out_row = p.out.strides[0],
-      .out_head = p.out.strides[1],
-      .lse_stride = p.q.shape[0],
-      .sequences = {q.cu, k.cu, q.used, k.used, static_cast<int32_t>(num_seqs), p.q.shape[0]},
-      .mask = {Side(o.window_left), o.causal ? 0 : Side(o.window_right), launch.DataOf(o.key_end)},
-      .schedule = {launch.Scratch<int32_t>(num_seqs + 1), launch.Scratch<int64_t>(num_seqs + 2),
-                   launch.Scratch<int32_t>(1)},
-      .alibi_slopes = launch.DataOf(o.alibi_slopes),
-      .alibi_sequence_stride = per_sequence ? num_heads : 0,
-      .num_heads = num_heads,
-      .num_kv_heads = static_cast<int32_t>(p.k.shape[1]),
-      .head_dim = static_cast<int32_t>(p.q.shape[2]),
-      .softmax_scale = o.softmax_scale,
-      .softcap = o.softcap,
-      .vector_loads = Aligned16(p.q) && Aligned16(p.k) && Aligned16(p.v),
-      .vector_stores = Aligned16(p.out)};
+  const Shared shared(launch, p);
+  return {.q = p.q.data<T>(),
+          .k = p.k.data<T>(),
+          .v = p.v.data<T>(),
+          .out = p.out.data<T>(),
+          .softmax_lse = p.softmax_lse.data<float>(),
+          .q_row = p.q.strides[0],
+          .q_head = p.q.strides[1],
+          .k_row = p.k.strides[0],
+          .k_head = p.k.strides[1],
+          .v_row = p.v.strides[0],
+          .v_head = p.v.strides[1],
+          .out_row = p.out.strides[0],
+          .out_head = p.out.strides[1],
+          .lse_stride = p.q.shape[0],
+          .sequences = shared.sequences,
+          .mask = shared.mask,
+          .schedule = shared.schedule,
+          .alibi_slopes = shared.alibi_slopes,
+          .alibi_sequence_stride = shared.alibi_sequence_stride,
+          .num_heads = shared.num_heads,
+          .num_kv_heads = shared.num_kv_heads,
+          .head_dim = static_cast<int32_t>(p.q.shape[2]),
+          .softmax_scale = p.options.softmax_scale,
+          .softcap = p.options.softcap,
+          .vector_loads = Aligned16(p.q) && Aligned16(p.k) && Aligned16(p.v),
+          .vector_stores = Aligned16(p.out)};
+}
+
+template <class T>
+DeviceMatrix<T> MatrixOf(const Tensor& tensor) {
+  return {tensor.data<std::remove_const_t<T>>(), tensor.strides[0], tensor.strides[1]};
+}
+
+template <class T>
+BackwardArguments<T> ArgumentsOf(cuda::Launch& launch, const Backward& p) {
+  const Shared shared(launch, p);
+  return {.q = MatrixOf<const T>(p.q),
+          .k = MatrixOf<const T>(p.k),
+          .v = MatrixOf<const T>(p.v),
+          .d_out = MatrixOf<const T>(p.d_out),
+          .dq = MatrixOf<T>(p.dq),
+          .dk = MatrixOf<T>(p.dk),
+          .dv = MatrixOf<T>(p.dv),
+          .statistics = launch.Scratch<RowStatistics>(p.q.shape[0] * p.q.shape[1]),
+          .sequences = shared.sequences,
+          .mask = shared.mask,
+          .schedule = shared.schedule,
+          .alibi_slopes = shared.alibi_slopes,
+          .alibi_sequence_stride = shared.alibi_sequence_stride,
+          .num_heads = shared.num_heads,
+          .num_kv_heads = shared.num_kv_heads,
+          .head_dim = static_cast<int32_t>(p.q.shape[2]),
+          .softmax_scale = p.options.softmax_scale,
+          .softcap = p.options.softcap,
+          .vector_loads = Aligned16(p.q) && Aligned16(p.k) && Aligned16(p.v) && Aligned16(p.d_out),
+          .vector_stores = Aligned16(p.dq) && Aligned16(p.dk) && Aligned16(p.dv)};
+}
+
+template <class Kernel>
+void RunTiles(cuda::Launch& launch, const typename Kernel::Params& arguments) {
+  launch.Run<Prepare>(
+      1, {arguments.sequences, arguments.mask, arguments.schedule, Kernel::TilingOf(arguments)});
+  launch.RunPersistent<Kernel>(arguments);
+}
+
+// Can TMA load from the tensor, whose rows are on 16 bytes? A tensor map has no size of 0, and no
+// stride of 0 or past 2^40 bytes.
+bool Mappable(const Tensor& tensor) {
+  const auto fits = [&](int64_t stride) {
+    return stride > 0 && stride * SizeOf(tensor.dtype) < int64_t{1} << 40;
+  };
+  return tensor.shape[0] > 0 && fits(tensor.strides[0]) && fits(tensor.strides[1]);
 }
 
 template <class T, int kHeadDim>
-Status LaunchForward(const Forward& p) {
-  using Kernel = ForwardSm80<T, kHeadDim>;
+Status Launch(const Forward& p) {
+  using Sm90a = ForwardSm90a<T, kHeadDim>;
   cuda::Launch& launch = cuda::Launch::Current();
   const ForwardArguments<T> arguments = ArgumentsOf<T>(launch, p);
   CheckWhenDone(launch, p);
-  launch.Run<Prepare>(
-      1, {arguments.sequences, arguments.mask, arguments.schedule, arguments.num_kv_heads,
-          arguments.num_heads / arguments.num_kv_heads, Kernel::kBlockM, Kernel::kBlockN});
-  launch.RunPersistent<Kernel>(arguments);
+  if (launch.HasSm90a<Sm90a>() && arguments.vector_loads && Mappable(p.k) && Mappable(p.v)) {
+    const auto map = [&](const Tensor& tensor) {
+      return launch.MapOf(Sm90a::Map(tensor.data<T>(), tensor.strides[0], tensor.strides[1],
+                                     tensor.shape[0], tensor.shape[1], tensor.shape[2]));
+    };
+    RunTiles<Sm90a>(launch, {arguments, map(p.k), map(p.v)});
+  } else {
+    RunTiles<ForwardSm80<T, kHeadDim>>(launch, arguments);
+  }
   return launch.status();
+}
+
+template <class T, int kHeadDim>
+Status Launch(const Backward& p) {
+  using Statistics = BackwardStatistics<T>;
+  cuda::Launch& launch = cuda::Launch::Current();
+  const BackwardArguments<T> arguments = ArgumentsOf<T>(launch, p);
+  CheckWhenDone(launch, p);
+  launch.Run<Statistics>(
+      CeilDiv(p.q.shape[0] * p.q.shape[1], Statistics::kRowsPerBlock),
+      {MatrixOf<const T>(p.out), arguments.d_out, p.softmax_lse.data<float>(),
+       cuda::Launch::DataOf<float>(p.d_lse), const_cast<RowStatistics*>(arguments.statistics),
+       p.q.shape[0], arguments.num_heads, arguments.num_kv_heads, arguments.head_dim});
+  RunTiles<BackwardSm80<T, kHeadDim, Gradient::kQuery>>(launch, arguments);
+  if constexpr (kHeadDim <= 128) {
+    RunTiles<BackwardSm80<T, kHeadDim, Gradient::kKeyAndValue>>(launch, arguments);
+  } else {
+    RunTiles<BackwardSm80<T, kHeadDim, Gradient::kKey>>(launch, arguments);
+    RunTiles<BackwardSm80<T, kHeadDim, Gradient::kValue>>(launch, arguments);
+  }
+  return launch.status();
+}
+
+template <class Params>
+Status LaunchFor(const Params& p) {
+  const int64_t d = p.q.shape[2];
+  const int64_t padded = d <= 64 ? 64 : d <= 96 ? 96 : d <= 128 ? 128 : d <= 192 ? 192 : 256;
+  return DispatchDType<bfloat16, half>(p.q.dtype, "q", [&]<class T>() {
+    return DispatchInt<64, 96, 128, 192, 256>(
+        padded, "headDim", [&]<int kHeadDim>() { return Launch<T, kHeadDim>(p); });
+  });
 }
 
 }  // namespace
@@ -107,14 +210,19 @@ Status RunCuda(const Forward& p) {
   if (p.q.dtype == DType::kF32) return NoKernel("q", "float32; use bfloat16 or float16");
   if (p.num_splits > 1) return NoKernel("numSplits", "split keys; use 1 or 'auto'");
   if (p.q.size() == 0) return {};
-  const int64_t d = p.q.shape[2];
-  const int64_t padded = d <= 64 ? 64 : d <= 96 ? 96 : d <= 128 ? 128 : d <= 192 ? 192 : 256;
-  return DispatchDType<bfloat16, half>(p.q.dtype, "q", [&]<class T>() {
-    return DispatchInt<64, 96, 128, 192, 256>(
-        padded, "headDim", [&]<int kHeadDim>() { return LaunchForward<T, kHeadDim>(p); });
-  });
+  return LaunchFor(p);
 }
 
-Status RunCuda(const Backward&) { return NoKernel("dOut", "the backward pass"); }
+Status RunCuda(const Backward& p) {
+  if (p.q.dtype == DType::kF32) return NoKernel("q", "float32; use bfloat16 or float16");
+  if (p.q.size() == 0 || p.k.size() == 0) {
+    cuda::Launch& launch = cuda::Launch::Current();
+    for (const Tensor& gradient : {p.dq, p.dk, p.dv}) {
+      launch.Fill(gradient.data<std::byte>(), 0, gradient.size() * SizeOf(gradient.dtype));
+    }
+    return launch.status();
+  }
+  return LaunchFor(p);
+}
 
 }  // namespace varlen::varlen_attention

@@ -8,21 +8,31 @@ namespace varlen::varlen_attention {
 // Unbounded side of a window: farther than any two positions of one sequence are apart.
 inline constexpr int32_t kUnbounded = 1 << 30;
 
-// Sequence b owns rows cu_q[b] .. cu_q[b + 1] - 1 of which used_q[b] are used (all when null). One
-// more, virtual sequence stands for the rows past cu_q[num_seqs]: no used row, no key.
+// Sequence b owns rows cu_q[b] .. cu_q[b + 1] - 1 of which used_q[b] are used (all when null), and
+// keys likewise. One more, virtual sequence stands for the rows past cu_q[num_seqs] and the keys
+// past cu_k[num_seqs], none of them used.
 struct DeviceSequences {
   const int32_t* cu_q;
   const int32_t* cu_k;
   const int32_t* used_q;  // or null
   const int32_t* used_k;  // or null
   int32_t num_seqs;
-  int64_t total_q;  // rows of q
+  int64_t total_q, total_k;  // rows of q and of k
 };
 
 // The mask of the header's keep(i, j), in the form the kernels use.
 struct DeviceMask {
   int32_t left, right;     // kUnbounded: no bound; causal has right = 0
   const int32_t* key_end;  // [totalTokensK] or null
+};
+
+// How a pass cuts the sequences into tiles: of packed rows, which are (token, head of the group)
+// with the head fastest, or of keys; the other side streams through the tile block by block.
+struct Tiling {
+  bool of_keys;
+  int32_t num_kv_heads, group, head_dim;
+  int32_t block_rows;     // of a tile
+  int32_t block_columns;  // of a block of the other side
 };
 
 // The order in which tiles are worked on; made by the prepare kernel.
@@ -48,6 +58,35 @@ struct ForwardArguments {
   float softcap;       // 0: off
   bool vector_loads;   // q, k, v: base and strides are multiples of 16 bytes
   bool vector_stores;  // out likewise
+};
+
+template <class T>
+struct DeviceMatrix {
+  T* data;            // [rows, heads, headDim]
+  int64_t row, head;  // strides; that of headDim is 1
+};
+
+// What the backward pass knows of a query row before it begins.
+struct RowStatistics {
+  float lse_log2;  // lse in base 2; +inf, which makes every weight 0, for a row without keys
+  float delta;     // dout . out - dlse
+};
+
+template <class T>
+struct BackwardArguments {
+  DeviceMatrix<const T> q, k, v, d_out;
+  DeviceMatrix<T> dq, dk, dv;
+  const RowStatistics* statistics;  // [num_kv_heads, total_q, group]: packed rows side by side
+  DeviceSequences sequences;
+  DeviceMask mask;
+  DeviceSchedule schedule;
+  const float* alibi_slopes;      // as in ForwardArguments
+  int32_t alibi_sequence_stride;  // likewise
+  int32_t num_heads, num_kv_heads, head_dim;
+  float softmax_scale;
+  float softcap;       // 0: off
+  bool vector_loads;   // q, k, v, d_out: base and strides are multiples of 16 bytes
+  bool vector_stores;  // dq, dk, dv likewise
 };
 
 }  // namespace varlen::varlen_attention

@@ -3,6 +3,6 @@
 
 namespace varlen::varlen_attention {
 namespace {
-[[maybe_unused]] const bool linked = cuda::LinkDevice(Sm80Kernels{});
+[[maybe_unused]] const bool linked = cuda::LinkDevice(ForwardSm80Kernels{});
 }
 }  // namespace varlen::varlen_attention

@@ -18,7 +18,7 @@ struct Prepare {
     DeviceSequences sequences;
     DeviceMask mask;
     DeviceSchedule schedule;
-    int32_t num_kv_heads, group, block_m, block_n;
+    Tiling tiling;
   };
 
   static SIMT_FN void Run(const Params& p, unsigned char* shared) {
@@ -31,14 +31,14 @@ struct Prepare {
       uint64_t item = ~uint64_t{0};
       if (chunk + thread < entries) {
         const DeviceSequence s = ReadSequence(p.sequences, chunk + thread);
-        const auto work = static_cast<uint32_t>(HeaviestTile(s, p.mask, p.block_n));
+        const auto work = static_cast<uint32_t>(HeaviestTile(s, p.mask, p.tiling));
         item = uint64_t{~work} << 32 | static_cast<uint32_t>(chunk + thread);
       }
       item = Sort(item, items);
       const bool present = item != ~uint64_t{0};
       const auto b = static_cast<int32_t>(item & 0xffffffff);
       const int64_t tiles =
-          present ? RowBlocks(ReadSequence(p.sequences, b), p.group, p.block_m) * p.num_kv_heads
+          present ? TilesPerHead(ReadSequence(p.sequences, b), p.tiling) * p.tiling.num_kv_heads
                   : 0;
       const int64_t through = Scan(tiles, items);
       if (present) {

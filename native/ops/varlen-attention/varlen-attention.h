@@ -104,6 +104,7 @@ struct Forward {
 
 struct Backward {
   static constexpr const char* kName = "varlenAttentionBackward";
+  static constexpr bool kOnGpu = true;
 
   Tensor d_out;         // [totalTokensQ, numHeads, headDim]
   Tensor q, k, v, out;  // as in Forward

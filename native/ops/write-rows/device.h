@@ -1,11 +1,12 @@
 #pragma once
 
 #include "core/chunks-device.h"
+#include "core/cuda/kernel.h"
 #include "core/token-chains-device.h"
 
 // The rows on a GPU: a warp writes the row of a token that no later one names again, so that the
 // last value stays whatever the order of the warps. Every pointer is device memory. A row number
-// outside the target writes nothing (DeviceTokenChains counts it).
+// outside the target writes nothing.
 namespace varlen::write_rows {
 
 template <class T>
@@ -40,5 +41,7 @@ struct DeviceWriteRows {
     }
   }
 };
+
+using Kernels = cuda::FloatKernels<DeviceWriteRows>;
 
 }  // namespace varlen::write_rows

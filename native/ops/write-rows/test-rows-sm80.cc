@@ -21,10 +21,10 @@ void CheckWrite(int64_t tokens, int64_t num_rows, int64_t width, bool vector_acc
   op.rows = Host(ids);
   const auto target = Upload<T>(op.target[0]), values = Upload<T>(op.values);
   const auto rows = Upload(op.rows);
-  const simt::GlobalArray<int32_t> head(num_rows), last(num_rows), next(tokens), found(2);
+  const std::vector<int32_t> none(static_cast<size_t>(num_rows), -1);
+  const simt::GlobalArray<int32_t> head(none), last(none), next(tokens);
   Emulate<DeviceTokenChains>(
-      1, {rows.data(), tokens, num_rows, head.data(), last.data(), next.data(), found.data()},
-      seed);
+      1, {rows.data(), tokens, num_rows, head.data(), last.data(), next.data()}, seed);
   Emulate<DeviceWriteRows<T>>(3,
                               {values.data(), rows.data(), next.data(), tokens, num_rows, width,
                                target.data(), vector_access && width * sizeof(T) % 16 == 0},

@@ -13,6 +13,7 @@ namespace varlen::write_rows {
 
 struct Forward {
   static constexpr const char* kName = "writeRows";
+  static constexpr bool kOnGpu = true;
 
   std::vector<Tensor> target;  // one tensor, [numRows, ...width], updated
   HostOrTensor<int32_t> rows;  // [totalTokens], each in [0, numRows)

@@ -1,5 +1,7 @@
 #include "core/cuda/fake/fake.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -7,6 +9,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -43,6 +46,7 @@ struct World {
   int sticky = error::kSuccess;
   uint64_t seed = 0;
   std::string fault;
+  std::vector<std::string> cublas_lt;
 };
 
 // Never destroyed: streams' threads may outlive main().
@@ -362,6 +366,18 @@ int Fill(void* data, int byte, int64_t bytes, void* stream) {
   return error::kSuccess;
 }
 
+bool Has(const KernelImage& kernel) { return kernel.emulated != nullptr; }
+
+int Encode(simt::TensorMap* map, const simt::TensorMapShape& shape) {
+  if (const int error = Enter("encode"); error != error::kSuccess) return error;
+  try {
+    *map = simt::MakeTensorMap(shape);
+  } catch (const simt::Fault&) {
+    return error::kInvalidValue;
+  }
+  return error::kSuccess;
+}
+
 int Prepare(const KernelImage&, int* resident) {
   *resident = 1;
   return Enter("prepare");
@@ -399,15 +415,25 @@ int LaunchKernel(const KernelImage& kernel, const LaunchShape& shape, const void
   if (const int error = Enter("launch"); error != error::kSuccess) return error;
   if (kernel.emulated == nullptr) return error::kInvalidDeviceFunction;
   const auto* bytes = static_cast<const std::byte*>(params);
-  // Parameters may hold vectors of 16 bytes.
-  struct alignas(16) Chunk {
-    std::byte bytes[16];
+  // Parameters may hold tensor maps, which lie on 64 bytes.
+  struct alignas(64) Chunk {
+    std::byte bytes[64];
   };
-  std::vector<Chunk> copy(static_cast<size_t>(kernel.params_bytes + 15) / 16);
+  std::vector<Chunk> copy(static_cast<size_t>(kernel.params_bytes + 63) / 64);
   std::memcpy(copy.data(), bytes, static_cast<size_t>(kernel.params_bytes));
   At(stream).Push(
       [&kernel, shape, copy = std::move(copy)] { Execute(kernel, shape, copy.data()); });
   return error::kSuccess;
+}
+
+std::vector<std::string> CublasLtFiles() {
+  World& w = TheWorld();
+  const std::lock_guard<std::mutex> lock(w.mutex);
+  return w.cublas_lt;
+}
+
+void Enqueue(void* stream, void (*work)(void*), void* argument) {
+  At(stream).Push([=] { work(argument); });
 }
 
 }  // namespace
@@ -437,8 +463,11 @@ CudaRuntime Runtime() {
   table.elapsed_ms = ElapsedMs;
   table.copy = Copy;
   table.fill = Fill;
+  table.has = Has;
+  table.encode = Encode;
   table.prepare = Prepare;
   table.launch = LaunchKernel;
+  table.cublas_lt = CublasLtFiles;
   return table;
 }
 
@@ -504,6 +533,18 @@ std::string LastFault() {
   return w.fault;
 }
 
+void UseCublasLt(const std::vector<std::string>& files) {
+  for (const std::string& file : files) {
+    void* library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) continue;
+    void* enqueue_by = dlsym(library, "fakeEnqueueBy");
+    if (enqueue_by != nullptr) reinterpret_cast<void (*)(decltype(&Enqueue))>(enqueue_by)(Enqueue);
+  }
+  World& w = TheWorld();
+  const std::lock_guard<std::mutex> lock(w.mutex);
+  w.cublas_lt = files;
+}
+
 std::string Command(const std::string& text) {
   std::istringstream words(text);
   std::string verb;
@@ -523,6 +564,9 @@ std::string Command(const std::string& text) {
   if (verb == "major") return set(&Machine::compute_major);
   double ms = 0;
   if (verb == "delay" && words >> ms) return Delay(ms), "";
+  if (verb == "cublaslt") {
+    return UseCublasLt({std::istream_iterator<std::string>(words), {}}), "";
+  }
   std::string call;
   if (verb == "count" && words >> call) return std::to_string(Count(call));
   int error = 0, after = 0;

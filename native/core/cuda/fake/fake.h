@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "core/cuda/api.h"
 
@@ -43,9 +44,15 @@ int64_t PinnedBytes();
 // What the emulator said about the kernel that last failed.
 std::string LastFault();
 
+// The files to try as cuBLASLt, for GPUs whose first product is still to come; none at first. A
+// library made for this has `void fakeEnqueueBy(void (*enqueue)(void* stream, void (*work)(void*),
+// void* argument))` to be told how work joins a stream.
+void UseCublasLt(const std::vector<std::string>& files);
+
 // One command as text, for callers that have no C++: "fail allocate 2 [after]", "hold", "go",
-// "delay 5", "memory 1000000", "devices 0", "driver 12040", "major 7", "reset". Returns what is
-// wrong with it, "" if nothing; "fault" and "count launch" return what was asked.
+// "delay 5", "memory 1000000", "devices 0", "driver 12040", "major 7", "cublaslt <file>...",
+// "reset". Returns what is wrong with it, "" if nothing; "fault" and "count launch" return what was
+// asked.
 std::string Command(const std::string& text);
 
 }  // namespace varlen::cuda::fake

@@ -1,7 +1,0 @@
-#include "ops/generalized-jsd/words-launch.cuh"
-
-namespace varlen::generalized_jsd {
-
-VARLEN_JSD_WORDS(bfloat16);
-
-}  // namespace varlen::generalized_jsd

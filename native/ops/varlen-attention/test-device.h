@@ -1,0 +1,111 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "core/dispatch.h"
+#include "core/simt/simt.h"
+#include "ops/varlen-attention/prepare.h"
+#include "ops/varlen-attention/test-case.h"
+
+// What the tests of the device kernels share: a case in emulated device memory.
+namespace varlen::varlen_attention::testing {
+
+inline constexpr uint64_t kSeeds = 8;
+
+// How a tile loop runs: which seed, how many persistent blocks, side by side or not.
+struct DeviceRun {
+  uint64_t seed = 0;
+  int blocks = 3;
+  bool vector_access = true;  // false: as if a base pointer were not 16-byte aligned
+  bool count_bank_conflicts = false;
+};
+
+// A copy of a tensor's whole storage in emulated device memory; rows stay where they are.
+inline simt::GlobalArray<unsigned char> Upload(const Tensor& tensor) {
+  const auto* bytes = tensor.data<unsigned char>();
+  return {bytes, tensor.size() * SizeOf(tensor.dtype)};
+}
+template <class T>
+simt::GlobalArray<T> Upload(const HostOrTensor<T>& argument) {
+  return {argument ? argument.data() : nullptr, argument ? argument.size() : 0};
+}
+template <class T>
+void Download(const simt::GlobalArray<T>& from, const Tensor& to) {
+  std::memcpy(to.data<unsigned char>(), from.data(), sizeof(T) * static_cast<size_t>(from.size()));
+}
+
+// The options of a case as kernels read them.
+struct DeviceOptions {
+  explicit DeviceOptions(const Case& c)
+      : c(c),
+        cu_q(Upload(c.options.cu_seqlens_q)),
+        cu_k(Upload(c.options.cu_seqlens_k ? c.options.cu_seqlens_k : c.options.cu_seqlens_q)),
+        used_q(Upload(c.options.seq_used_q)),
+        used_k(Upload(c.options.seq_used_k)),
+        key_end(Upload(c.options.key_end)),
+        slopes(Upload(c.options.alibi_slopes)),
+        order(NumSeqs(c) + 1),
+        next_tile(1),
+        tile_start(NumSeqs(c) + 2) {}
+
+  DeviceSequences sequences() const {
+    return {.cu_q = cu_q.data(),
+            .cu_k = cu_k.data(),
+            .used_q = c.options.seq_used_q ? used_q.data() : nullptr,
+            .used_k = c.options.seq_used_k ? used_k.data() : nullptr,
+            .num_seqs = static_cast<int32_t>(NumSeqs(c)),
+            .total_q = c.q.shape[0],
+            .total_k = c.k.shape[0]};
+  }
+  DeviceMask mask() const {
+    const auto bound = [](int64_t side) {
+      return static_cast<int32_t>(side < 0 ? kUnbounded : std::min<int64_t>(side, kUnbounded));
+    };
+    return {.left = bound(c.options.window_left),
+            .right = c.options.causal ? 0 : bound(c.options.window_right),
+            .key_end = c.options.key_end ? key_end.data() : nullptr};
+  }
+  DeviceSchedule schedule() const { return {order.data(), tile_start.data(), next_tile.data()}; }
+  const float* alibi_slopes() const { return c.options.alibi_slopes ? slopes.data() : nullptr; }
+  int32_t alibi_sequence_stride() const {
+    const bool per_sequence = c.options.alibi_slopes && slopes.size() != c.q.shape[1];
+    return per_sequence ? static_cast<int32_t>(c.q.shape[1]) : 0;
+  }
+
+  const Case& c;
+  simt::GlobalArray<int32_t> cu_q, cu_k, used_q, used_k, key_end;
+  simt::GlobalArray<float> slopes;
+  simt::GlobalArray<int32_t> order, next_tile;
+  simt::GlobalArray<int64_t> tile_start;
+};
+
+// The prepare kernel and then the tiles of one pass.
+template <class Kernel>
+simt::LaunchResult RunTiles(const typename Kernel::Params& arguments, const DeviceRun& run) {
+  const simt::LaunchResult prepared = simt::Launch<Prepare>(
+      1, Prepare::kSharedBytes,
+      {arguments.sequences, arguments.mask, arguments.schedule, Kernel::TilingOf(arguments)},
+      {.seed = run.seed});
+  if (!prepared.ok()) return prepared;
+  return simt::Launch<Kernel>(run.blocks, Kernel::kSharedBytes, arguments,
+                              {.seed = run.seed,
+                               .resident_blocks = run.blocks,
+                               .count_bank_conflicts = run.count_bank_conflicts});
+}
+
+// fn.template operator()<T, kHeadDim>() with the case's dtype and its padded head dimension.
+template <class Fn>
+Status DispatchKernel(const Case& c, const Fn& fn) {
+  const int64_t d = c.q.shape[2];
+  const int64_t padded = d <= 64 ? 64 : d <= 96 ? 96 : d <= 128 ? 128 : d <= 192 ? 192 : 256;
+  return DispatchDType<bfloat16, half>(c.q.dtype, "q", [&]<class T>() -> Status {
+    return DispatchInt<64, 96, 128, 192, 256>(padded, "headDim", [&]<int kHeadDim>() -> Status {
+      fn.template operator()<T, kHeadDim>();
+      return {};
+    });
+  });
+}
+
+}  // namespace varlen::varlen_attention::testing
