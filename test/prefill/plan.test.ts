@@ -11,7 +11,7 @@ import {
   sparsePrefill,
   synthHead,
 } from '../../src/prefill/index.js';
-import { Tensor } from '../../src/tensor/index.js';
+import { deviceInfo, setNumThreads, Tensor } from '../../src/tensor/index.js';
 import { leafPatterns, patterns } from './arbitraries.js';
 import { EXACT, normals, randomTensor, rowsOf, setOf, smallPlan } from './cases.js';
 
@@ -149,6 +149,47 @@ describe('sets', () => {
       expect(recall).toBeGreaterThanOrEqual(before?.recall ?? 0);
       before = { rows, recall };
     }
+  });
+
+  test('what is estimated does not depend on the number of threads (P12)', async () => {
+    const q = randomTensor([400, 4, 16], 5);
+    const k = randomTensor([400, 2, 16], 6);
+    const block = { kind: 'block-sparse', block: [32, 64], stride: 8, select: { coverage: 0.5 } } as const;
+    const heads: HeadPattern[] = [
+      {
+        kind: 'vertical-slash',
+        select: { topk: { vertical: 9, slash: 9 } },
+        forceSlash: 1,
+        forceVertical: 1,
+      },
+      { ...block, score: 'antidiagonal' },
+      { ...block, score: 'js-switch' },
+      {
+        kind: 'grid',
+        stride: 'search',
+        phase: 'search',
+        minGain: 0,
+        maxStride: 64,
+        hline: true,
+        vline: true,
+        slash: true,
+        probeRows: 'residue',
+      },
+    ];
+    const options = { cuSeqlens: Int32Array.of(0, 150, 400), ...EXACT, guarantee: { minRecall: 0.9 } };
+    const before = deviceInfo().threads;
+    const words: Int32Array[] = [];
+    try {
+      for (const threads of [1, 2, 5]) {
+        setNumThreads(threads);
+        using plan = planPrefill({ heads }, q, k, options);
+        words.push((await plan.data()).words);
+      }
+    } finally {
+      setNumThreads(before);
+    }
+    expect(words[1]).toEqual(words[0]);
+    expect(words[2]).toEqual(words[0]);
   });
 
   test('tiles as compressed rows are the computed set', async () => {
