@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/cuda/offsets.h"
 #include "core/dispatch.h"
@@ -45,6 +46,9 @@ void CheckWhenDone(cuda::Launch& launch, const Params& p) {
     return options.Validate(total_q, total_k, num_heads);
   });
 }
+
+// Of what a caller may ask for; more would only be more empty parts.
+constexpr int64_t kMostSplits = 256;
 
 int32_t Side(int64_t window) {
   return static_cast<int32_t>(window < 0 ? kUnbounded : std::min<int64_t>(window, kUnbounded));
@@ -146,6 +150,44 @@ void RunTiles(cuda::Launch& launch, const typename Kernel::Params& arguments) {
   launch.RunPersistent<Kernel>(arguments);
 }
 
+// Most splits of any sequence when nobody asked for a number. Of lengths that only the GPU knows
+// the bounds are used; queries without lengths of their own are as many as the keys, and never few.
+int32_t SplitsFor(const Forward& p, Tiling tiling) {
+  constexpr int64_t kMost = 16, kMostBytes = int64_t{1} << 30;
+  const Options& o = p.options;
+  if (!o.cu_seqlens_k) return 1;
+  tiling.splits = kMost;
+  const auto& cu_k = o.cu_seqlens_k ? o.cu_seqlens_k : o.cu_seqlens_q;
+  const bool known =
+      o.cu_seqlens_q.on_host() && cu_k.on_host() && (!o.seq_used_k || o.seq_used_k.on_host());
+  int32_t splits = 1;
+  if (known) {
+    for (int64_t b = 0; b + 1 < cu_k.size(); ++b) {
+      DeviceSequence s{};
+      s.q_slot = o.cu_seqlens_q.data()[b + 1] - o.cu_seqlens_q.data()[b];
+      s.k_length = o.seq_used_k ? o.seq_used_k.data()[b] : cu_k.data()[b + 1] - cu_k.data()[b];
+      splits = std::max(splits, SplitsOf(s, tiling));
+    }
+  } else {
+    splits = static_cast<int32_t>(std::clamp<int64_t>(o.max_seqlen_k / 1024, 1, kMost));
+  }
+  return splits * p.q.size() * 4 > kMostBytes ? 1 : splits;
+}
+
+// Every part of the keys by itself, then what they are together.
+template <class Kernel, class T>
+void RunSplits(cuda::Launch& launch, const Forward& p, ForwardArguments<T> arguments) {
+  using Combine = SplitCombine<T>;
+  const int64_t rows = p.q.shape[0] * p.q.shape[1];
+  arguments.softmax_lse = launch.Scratch<float>(arguments.splits * rows);
+  arguments.partial_out = launch.Scratch<float>(arguments.splits * p.q.size());
+  RunTiles<Kernel>(launch, arguments);
+  launch.Run<Combine>(CeilDiv(rows, Combine::kRowsPerBlock),
+                      {arguments.partial_out, arguments.softmax_lse, MatrixOf<T>(p.out),
+                       p.softmax_lse.data<float>(), p.q.shape[0], arguments.num_heads,
+                       arguments.head_dim, arguments.splits});
+}
+
 // Can TMA load from the tensor, whose rows are on 16 bytes? A tensor map has no size of 0, and no
 // stride of 0 or past 2^40 bytes.
 bool Mappable(const Tensor& tensor) {
@@ -157,18 +199,24 @@ bool Mappable(const Tensor& tensor) {
 
 template <class T, int kHeadDim>
 Status Launch(const Forward& p) {
+  using Sm80 = ForwardSm80<T, kHeadDim>;
   using Sm90a = ForwardSm90a<T, kHeadDim>;
   cuda::Launch& launch = cuda::Launch::Current();
-  const ForwardArguments<T> arguments = ArgumentsOf<T>(launch, p);
+  ForwardArguments<T> arguments = ArgumentsOf<T>(launch, p);
+  arguments.same_splits = p.num_splits > 0;
+  arguments.splits = p.num_splits > 0 ? static_cast<int32_t>(std::min(p.num_splits, kMostSplits))
+                                      : SplitsFor(p, Sm80::TilingOf(arguments));
   CheckWhenDone(launch, p);
-  if (launch.HasSm90a<Sm90a>() && arguments.vector_loads && Mappable(p.k) && Mappable(p.v)) {
+  if (arguments.splits > 1) {
+    RunSplits<Sm80>(launch, p, arguments);
+  } else if (launch.HasSm90a<Sm90a>() && arguments.vector_loads && Mappable(p.k) && Mappable(p.v)) {
     const auto map = [&](const Tensor& tensor) {
       return launch.MapOf(Sm90a::Map(tensor.data<T>(), tensor.strides[0], tensor.strides[1],
                                      tensor.shape[0], tensor.shape[1], tensor.shape[2]));
     };
     RunTiles<Sm90a>(launch, {arguments, map(p.k), map(p.v)});
   } else {
-    RunTiles<ForwardSm80<T, kHeadDim>>(launch, arguments);
+    RunTiles<Sm80>(launch, arguments);
   }
   return launch.status();
 }
@@ -208,7 +256,6 @@ Status LaunchFor(const Params& p) {
 
 Status RunCuda(const Forward& p) {
   if (p.q.dtype == DType::kF32) return NoKernel("q", "float32; use bfloat16 or float16");
-  if (p.num_splits > 1) return NoKernel("numSplits", "split keys; use 1 or 'auto'");
   if (p.q.size() == 0) return {};
   return LaunchFor(p);
 }

@@ -31,8 +31,10 @@ struct DeviceMask {
 struct Tiling {
   bool of_keys;
   int32_t num_kv_heads, group, head_dim;
-  int32_t block_rows;     // of a tile
-  int32_t block_columns;  // of a block of the other side
+  int32_t block_rows;        // of a tile
+  int32_t block_columns;     // of a block of the other side
+  int32_t splits = 1;        // parts of a sequence's keys, tiles of their own: at most this many,
+  bool same_splits = false;  // or exactly
 };
 
 // The order in which tiles are worked on; made by the prepare kernel.
@@ -58,6 +60,11 @@ struct ForwardArguments {
   float softcap;       // 0: off
   bool vector_loads;   // q, k, v: base and strides are multiples of 16 bytes
   bool vector_stores;  // out likewise
+  // With more than one split softmax_lse is [splits, num_heads, lse_stride], and what the tiles
+  // find goes there and here, for SplitCombine.
+  int32_t splits = 1;
+  bool same_splits = false;
+  float* partial_out = nullptr;  // [splits, total_q, num_heads, head_dim]
 };
 
 template <class T>

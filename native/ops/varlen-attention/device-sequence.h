@@ -83,10 +83,23 @@ SIMT_FN int32_t SmallestKeyEnd(const int32_t* key_end, int32_t begin, int32_t en
 
 SIMT_FN int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Tiles of one key/value head.
-SIMT_FN int64_t TilesPerHead(const DeviceSequence& s, const Tiling& tiling) {
+SIMT_FN int64_t RowTiles(const DeviceSequence& s, const Tiling& tiling) {
   const int64_t rows = tiling.of_keys ? int64_t{s.k_slot} : int64_t{s.q_slot} * tiling.group;
   return CeilDiv(rows, tiling.block_rows);
+}
+
+// Parts into which a sequence's keys are cut: what was asked for, else one for every 1024 of them
+// where all its rows are one tile. It depends on nothing else in the pack, and so do its bits.
+SIMT_FN int32_t SplitsOf(const DeviceSequence& s, const Tiling& tiling) {
+  if (tiling.same_splits || tiling.splits == 1) return tiling.splits;
+  if (RowTiles(s, tiling) > 1) return 1;
+  const int32_t parts = s.k_length / 1024;
+  return parts < 1 ? 1 : parts < tiling.splits ? parts : tiling.splits;
+}
+
+// Tiles of one key/value head.
+SIMT_FN int64_t TilesPerHead(const DeviceSequence& s, const Tiling& tiling) {
+  return RowTiles(s, tiling) * SplitsOf(s, tiling);
 }
 
 // Blocks that stream through the heaviest tile: what a sequence is sorted by. A pure function of
@@ -95,7 +108,8 @@ SIMT_FN int32_t HeaviestTile(const DeviceSequence& s, const DeviceMask& mask,
                              const Tiling& tiling) {
   if (s.q_length == 0) return 0;
   if (!tiling.of_keys) {
-    return static_cast<int32_t>(CeilDiv(s.KeysEnd(s.q_length - 1, mask), tiling.block_columns));
+    const int64_t blocks = CeilDiv(s.KeysEnd(s.q_length - 1, mask), tiling.block_columns);
+    return static_cast<int32_t>(CeilDiv(blocks, SplitsOf(s, tiling)));
   }
   if (s.k_length == 0) return 0;
   const int64_t tokens = s.TokensEnd(s.k_length - 1, mask) - s.TokensBegin(0, mask);
@@ -118,6 +132,7 @@ struct Tile {
   int32_t b;
   int32_t kv_head;
   int64_t index;  // within the sequence and the head
+  int32_t split, splits;
 };
 
 // Entry of `order` that tile `id` belongs to: a 32-ary search in tile_start, one probe per lane, so
@@ -154,7 +169,10 @@ SIMT_FN Tile DecodeTile(const DeviceSequences& sequences, const DeviceSchedule& 
   const int64_t in_heads = in_sequence - first_head * tiles;
   const int32_t left = tiling.num_kv_heads - first_head, heads = left < together ? left : together;
   tile.kv_head = first_head + static_cast<int32_t>(in_heads % heads);
-  tile.index = tiling.of_keys ? in_heads / heads : tiles - 1 - in_heads / heads;
+  const int64_t in_head = tiling.of_keys ? in_heads / heads : tiles - 1 - in_heads / heads;
+  tile.splits = SplitsOf(tile.sequence, tiling);
+  tile.split = static_cast<int32_t>(in_head % tile.splits);
+  tile.index = in_head / tile.splits;
   return tile;
 }
 

@@ -52,7 +52,12 @@ struct ForwardSm80 {
   static constexpr int64_t kSharedBytes =
       int64_t{kBlockM + 2 * kBlockN} * kHeadDim * 2 + sizeof(ForwardTile);
 
-  static SIMT_FN Tiling TilingOf(const Params& p) { return RowTiling(p, kBlockM, kBlockN); }
+  static SIMT_FN Tiling TilingOf(const Params& p) {
+    Tiling tiling = RowTiling(p, kBlockM, kBlockN);
+    tiling.splits = p.splits;
+    tiling.same_splits = p.same_splits;
+    return tiling;
+  }
 
   static SIMT_FN void Run(const Params& p, unsigned char* shared) {
     auto* work = reinterpret_cast<ForwardTile*>(shared + kSharedBytes - sizeof(ForwardTile));
@@ -110,7 +115,7 @@ struct ForwardSm80 {
     }
 
     SIMT_FN void Attend() {
-      const KeyBlocks blocks = Rows::Blocks();
+      const KeyBlocks blocks = OfSplit(Rows::Blocks());
       int32_t n = blocks.first;
       if (n < blocks.begin) return;
 
@@ -138,6 +143,16 @@ struct ForwardSm80 {
         Memory::Accumulate(out, s, VTile());
         n = next;
       }
+    }
+
+    // This tile's part of the blocks.
+    SIMT_FN KeyBlocks OfSplit(const KeyBlocks& all) const {
+      if (p.splits == 1 || all.first < all.begin) return all;
+      const int64_t blocks = all.first + 1 - all.begin, split = simt::Load(&tile->split);
+      const int32_t splits = simt::Load(&tile->splits);
+      const int32_t begin = all.begin + static_cast<int32_t>(blocks * split / splits);
+      const int32_t end = all.begin + static_cast<int32_t>(blocks * (split + 1) / splits);
+      return {begin, Rows::NextBlock(end - 1, begin)};
     }
 
     // --- loads ---
@@ -207,6 +222,10 @@ struct ForwardSm80 {
         SIMT_UNROLL
         for (int half = 0; half < 2; ++half) {
           const int row = RowOf(lane, slab, half);
+          if (p.splits > 1) {
+            FinishPart(lane, row, slab, half);
+            continue;
+          }
           const float inverse = Rows::FinishRow(lane, row, maximum[slab][half], sum[slab][half]);
           SIMT_UNROLL
           for (int d = 0; d < kHeadDim / 8; ++d) {
@@ -216,11 +235,38 @@ struct ForwardSm80 {
           }
         }
       }
+      if (p.splits > 1) return;
       simt::SyncWarp();
       const int first = simt::WarpIndex() * kSlabs * 16;
       for (int id = lane; id < kSlabs * 16 * kChunks; id += simt::kWarpSize) {
         const int row = first + id / kChunks, chunk = id % kChunks;
         Rows::StoreChunk(row, chunk, QTile() + At(row, chunk));
+      }
+    }
+
+    // A row's results of this split, for SplitCombine. A sequence with fewer splits than the pack
+    // has fills the others' places.
+    SIMT_FN void FinishPart(int lane, int row, int slab, int half) const {
+      const int32_t split = simt::Load(&tile->split), splits = simt::Load(&tile->splits);
+      const auto lse_of = [&](int32_t at) {
+        return p.softmax_lse + at * p.num_heads * p.lse_stride;
+      };
+      const float inverse =
+          Rows::FinishRow(lane, row, maximum[slab][half], sum[slab][half], lse_of(split));
+      for (int32_t at = split + splits; at < p.splits; at += splits) {
+        Rows::FinishRow(lane, row, -simt::Infinity(), 0.0f, lse_of(at));
+      }
+      const int32_t token = Rows::TokenOf(row);
+      if (token >= simt::Load(&tile->q_length)) return;
+      const int64_t at = split * p.sequences.total_q + simt::Load(&tile->q_begin) + token;
+      float* to = p.partial_out + (at * p.num_heads + Rows::HeadOf(row)) * p.head_dim;
+      SIMT_UNROLL
+      for (int d = 0; d < kHeadDim / 8; ++d) {
+        SIMT_UNROLL
+        for (int e = 0; e < 2; ++e) {
+          const int column = d * 8 + lane % 4 * 2 + e;
+          if (column < p.head_dim) simt::Store(to + column, out[slab][d][2 * half + e] * inverse);
+        }
       }
     }
 

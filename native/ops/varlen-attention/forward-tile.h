@@ -21,6 +21,7 @@ struct ForwardTile {
   int32_t last_token;                   // of its last used row
   int32_t whole_begin, whole_end;       // keys that every row sees, trees apart
   int32_t id;
+  int32_t split, splits;  // which part of the keys
   int32_t unused;
 };
 
@@ -48,6 +49,8 @@ SIMT_FN void DescribeTile(const ForwardArguments<T>& p, int64_t id, const Tiling
   simt::Store(&to->k_length, s.k_length);
   simt::Store(&to->b, tile.b);
   simt::Store(&to->kv_head, tile.kv_head);
+  simt::Store(&to->split, tile.split);
+  simt::Store(&to->splits, tile.splits);
   simt::Store(&to->first_token, first_token);
   simt::Store(&to->first_in_group, static_cast<int32_t>(first_row % group));
   simt::Store(&to->last_token, last_token);
@@ -234,6 +237,9 @@ struct ForwardRows {
 
   // Writes a row's lse; returns what its output is to be multiplied by.
   SIMT_FN float FinishRow(int lane, int row, float maximum, float sum) const {
+    return FinishRow(lane, row, maximum, sum, p.softmax_lse);
+  }
+  SIMT_FN float FinishRow(int lane, int row, float maximum, float sum, float* softmax_lse) const {
     sum += simt::ShuffleXor(sum, 1);
     sum += simt::ShuffleXor(sum, 2);
     // A row without keys has the sum 0 (a NaN sum is not that).
@@ -241,7 +247,7 @@ struct ForwardRows {
     const int32_t token = TokenOf(row);
     if (lane % 4 == 0 && token < simt::Load(&tile->q_slot)) {
       const bool has_lse = seen && token < simt::Load(&tile->q_length);
-      simt::Store(p.softmax_lse + HeadOf(row) * p.lse_stride + simt::Load(&tile->q_begin) + token,
+      simt::Store(softmax_lse + HeadOf(row) * p.lse_stride + simt::Load(&tile->q_begin) + token,
                   has_lse ? (maximum + simt::Log2(sum)) * kLn2 : -simt::Infinity());
     }
     return seen ? 1.0f / sum : 0.0f;

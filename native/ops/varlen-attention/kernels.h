@@ -6,15 +6,17 @@
 #include "ops/varlen-attention/forward-sm80.h"
 #include "ops/varlen-attention/forward-sm90a.h"
 #include "ops/varlen-attention/prepare.h"
+#include "ops/varlen-attention/split-combine.h"
 
 namespace varlen::varlen_attention {
 
 // One list per .cu file.
 using ForwardSm80Kernels =
-    cuda::KernelList<Prepare, ForwardSm80<bfloat16, 64>, ForwardSm80<bfloat16, 96>,
-                     ForwardSm80<bfloat16, 128>, ForwardSm80<bfloat16, 192>,
-                     ForwardSm80<bfloat16, 256>, ForwardSm80<half, 64>, ForwardSm80<half, 96>,
-                     ForwardSm80<half, 128>, ForwardSm80<half, 192>, ForwardSm80<half, 256>>;
+    cuda::KernelList<Prepare, SplitCombine<bfloat16>, SplitCombine<half>, ForwardSm80<bfloat16, 64>,
+                     ForwardSm80<bfloat16, 96>, ForwardSm80<bfloat16, 128>,
+                     ForwardSm80<bfloat16, 192>, ForwardSm80<bfloat16, 256>, ForwardSm80<half, 64>,
+                     ForwardSm80<half, 96>, ForwardSm80<half, 128>, ForwardSm80<half, 192>,
+                     ForwardSm80<half, 256>>;
 
 using ForwardSm90aKernels =
     cuda::KernelList<ForwardSm90a<bfloat16, 64>, ForwardSm90a<bfloat16, 96>,

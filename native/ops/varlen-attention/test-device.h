@@ -20,6 +20,8 @@ struct DeviceRun {
   int blocks = 3;
   bool vector_access = true;  // false: as if a base pointer were not 16-byte aligned
   bool count_bank_conflicts = false;
+  int32_t splits = 1;        // of the keys: at most,
+  bool same_splits = false;  // or exactly
 };
 
 // A copy of a tensor's whole storage in emulated device memory; rows stay where they are.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ops/varlen-attention/device-params.h"
+#include "ops/varlen-attention/split-combine.h"
 #include "ops/varlen-attention/test-case.h"
 #include "ops/varlen-attention/test-device.h"
 
@@ -31,13 +32,17 @@ simt::LaunchResult EmulateForward(const Case& c, const DeviceRun& run, const Res
   const auto q = Upload(c.q), k = Upload(c.k), v = Upload(c.v);
   const simt::GlobalArray<unsigned char> out(c.q.size() * SizeOf(c.q.dtype));
   const simt::GlobalArray<float> lse(c.q.shape[1] * c.q.shape[0]);
+  const int64_t rows = c.q.shape[0] * c.q.shape[1];
+  const bool split = run.splits > 1;
+  const simt::GlobalArray<float> partial_lse(split ? run.splits * rows : 0);
+  const simt::GlobalArray<float> partial_out(split ? run.splits * c.q.size() : 0);
   const DeviceOptions device(c);
   const bool aligned = run.vector_access && kHeadDim > 0 && c.q.shape[2] % 8 == 0;
   const ForwardArguments<T> arguments{.q = reinterpret_cast<const T*>(q.data()),
                                       .k = reinterpret_cast<const T*>(k.data()),
                                       .v = reinterpret_cast<const T*>(v.data()),
                                       .out = reinterpret_cast<T*>(out.data()),
-                                      .softmax_lse = lse.data(),
+                                      .softmax_lse = split ? partial_lse.data() : lse.data(),
                                       .q_row = c.q.strides[0],
                                       .q_head = c.q.strides[1],
                                       .k_row = c.k.strides[0],
@@ -58,11 +63,27 @@ simt::LaunchResult EmulateForward(const Case& c, const DeviceRun& run, const Res
                                       .softmax_scale = options.softmax_scale,
                                       .softcap = options.softcap,
                                       .vector_loads = aligned,
-                                      .vector_stores = aligned};
+                                      .vector_stores = aligned,
+                                      .splits = run.splits,
+                                      .same_splits = run.same_splits,
+                                      .partial_out = partial_out.data()};
 
-  const simt::LaunchResult result =
+  simt::LaunchResult result =
       RunTiles<Kernel>(Family::template ParamsOf<Kernel>(arguments, c), run);
   ++kernel_runs;
+  if (split && result.ok()) {
+    result = simt::Launch<SplitCombine<T>>(run.blocks, SplitCombine<T>::kSharedBytes,
+                                           {partial_out.data(),
+                                            partial_lse.data(),
+                                            {arguments.out, arguments.out_row, arguments.out_head},
+                                            lse.data(),
+                                            c.q.shape[0],
+                                            arguments.num_heads,
+                                            arguments.head_dim,
+                                            run.splits},
+                                           {.seed = run.seed});
+    ++kernel_runs;
+  }
   Download(out, results.out);
   Download(lse, results.softmax_lse);
   return result;
@@ -139,10 +160,10 @@ void CheckOptions() {
                        .num_heads = 2,
                        .num_kv_heads = 1,
                        .head_dim = 64,
-                       .slots_q = {90, 140, 33},
-                       .slots_k = {150, 90, 170},
-                       .used_q = {81, 140, 0},
-                       .used_k = {149, 0, 160}});
+                       .slots_q = {90, 140, 33, 50},
+                       .slots_k = {150, 90, 170, 70},
+                       .used_q = {81, 140, 0, 50},
+                       .used_k = {149, 0, 160, 66}});
     variant.apply(c);
     INFO(variant.name);
     CheckCase<Family>(c);
