@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "core/simt/tensor_map.h"
+
 // Every call of CUDA that the package makes, as one table of function pointers, free of CUDA
 // headers. runtime.cc fills it with the statically linked runtime; core/cuda/fake with host memory
 // and the SIMT emulator, so that all of the device runtime runs and fails on demand in tests where
@@ -98,6 +100,10 @@ struct CudaRuntime {
   int (*copy)(void* to, const void* from, int64_t bytes, cuda::CopyKind kind,
               void* stream) = nullptr;
   int (*fill)(void* data, int byte, int64_t bytes, void* stream) = nullptr;
+  // Does this binary have the kernel?
+  bool (*has)(const cuda::KernelImage& kernel) = nullptr;
+  // cuTensorMapEncodeTiled; the map is for kernels' Params.
+  int (*encode)(simt::TensorMap* map, const simt::TensorMapShape& shape) = nullptr;
   // Once per kernel and device: allows it its shared memory, and says how many of its blocks a
   // multiprocessor holds at once.
   int (*prepare)(const cuda::KernelImage& kernel, int* resident) = nullptr;

@@ -34,7 +34,9 @@ Gpu::Gpu(const CudaRuntime& api, int index)
       pinned_memory_(*this),
       pinned_(Cache::New(std::make_shared<Progress>(), pinned_memory_)) {
   CudaDevice device;
-  if (api.device(&device, index) == error::kSuccess) multiprocessors_ = device.multiprocessors;
+  if (api.device(&device, index) != error::kSuccess) return;
+  multiprocessors_ = device.multiprocessors;
+  compute_major_ = device.compute_major;
 }
 
 Gpu::~Gpu() {

@@ -32,6 +32,7 @@ class Gpu {
   const CudaRuntime& api() const { return api_; }
   int index() const { return index_; }
   int multiprocessors() const { return multiprocessors_; }
+  int compute_major() const { return compute_major_; }  // 9 for compute capability 9.0
   // Makes this the GPU of the calling thread's CUDA calls.
   void Enter();
 
@@ -78,7 +79,7 @@ class Gpu {
 
   const CudaRuntime& api_;
   const int index_;
-  int multiprocessors_ = 1;
+  int multiprocessors_ = 1, compute_major_ = 0;
   mutable SerialThread worker_, waiter_;
   DeviceMemory memory_;
   PinnedMemory pinned_memory_;

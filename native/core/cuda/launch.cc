@@ -80,6 +80,12 @@ void Launch::Fill(void* data, int byte, int64_t bytes, Site site) {
        std::to_string(bytes) + " bytes", site);
 }
 
+simt::TensorMap Launch::MapOf(const simt::TensorMapShape& shape, Site site) {
+  simt::TensorMap map{};
+  if (ok()) Note(gpu_.api().encode(&map, shape), "cuTensorMapEncodeTiled", "", site);
+  return map;
+}
+
 void Launch::Start(KernelImage& kernel, int64_t blocks, const void* params, const Site& site) {
   if (!ok()) return;
   std::atomic<int>& known = kernel.resident[static_cast<size_t>(gpu_.index())];

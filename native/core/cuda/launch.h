@@ -36,6 +36,11 @@ class Launch {
   // The failure is one after which the GPU answers nothing else.
   bool sticky() const { return sticky_; }
   int multiprocessors() const { return gpu_.multiprocessors(); }
+  // Does the GPU have TMA and wgmma, and this binary the kernel that uses them?
+  template <class Kernel>
+  bool HasSm90a() const {
+    return gpu_.compute_major() == 9 && gpu_.api().has(KernelOf<Kernel>::image);
+  }
 
   // Device memory for the kernels of this task, uninitialised; null when nothing is asked for or
   // after a failure.
@@ -73,6 +78,9 @@ class Launch {
   }
   // Keeps host memory that the GPU reads or writes until then.
   void Keep(StorageRef storage) { kept_.push_back(std::move(storage)); }
+
+  // For a kernel's Params; the shape's tensor is device memory.
+  simt::TensorMap MapOf(const simt::TensorMapShape& shape, Site site = Site::current());
 
   // A kernel whose blocks stride over their work: `blocks` of them, at least one, but no more than
   // the GPU holds at once.

@@ -1,6 +1,8 @@
+#include <cudaTypedefs.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -143,6 +145,65 @@ int Fill(void* data, int byte, int64_t bytes, void* stream) {
   return Answer(cudaMemsetAsync(data, byte, static_cast<size_t>(bytes), StreamOf(stream)));
 }
 
+bool Has(const cuda::KernelImage& kernel) { return kernel.device != nullptr; }
+
+// The driver's own function: the runtime has none for it, and linking libcuda would make the binary
+// need a driver to load. Null before CUDA 12.
+PFN_cuTensorMapEncodeTiled_v12000 EncodeTiled() {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult result{};
+#if CUDART_VERSION >= 12050
+  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                             12000, cudaEnableDefault, &result);
+#else
+  const cudaError_t error =
+      cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &result);
+#endif
+  if (Answer(error) != cudaSuccess || result != cudaDriverEntryPointSuccess) return nullptr;
+  return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
+}
+
+CUtensorMapDataType TypeOf(DType dtype) {
+  switch (dtype) {
+    case DType::kBF16:
+      return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    case DType::kF16:
+      return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    default:
+      return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+  }
+}
+
+CUtensorMapSwizzle SwizzleOf(simt::Swizzle swizzle) {
+  constexpr CUtensorMapSwizzle kSwizzles[] = {CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B,
+                                              CU_TENSOR_MAP_SWIZZLE_64B,
+                                              CU_TENSOR_MAP_SWIZZLE_128B};
+  return kSwizzles[static_cast<int>(swizzle)];
+}
+
+// CUresult and cudaError_t have the same numbers.
+int Encode(simt::TensorMap* map, const simt::TensorMapShape& shape) {
+  static const PFN_cuTensorMapEncodeTiled_v12000 encode = EncodeTiled();
+  if (encode == nullptr) return cudaErrorInvalidDeviceFunction;
+  cuuint64_t size[simt::kMaxTensorMapRank], stride_bytes[simt::kMaxTensorMapRank];
+  cuuint32_t box[simt::kMaxTensorMapRank], every[simt::kMaxTensorMapRank];
+  for (int d = 0; d < shape.rank; ++d) {
+    size[d] = static_cast<cuuint64_t>(shape.size[d]);
+    box[d] = static_cast<cuuint32_t>(shape.box[d]);
+    every[d] = 1;
+    // Of dimensions 1 and up: dimension 0 is contiguous.
+    if (d > 0) stride_bytes[d - 1] = static_cast<cuuint64_t>(shape.stride[d] * SizeOf(shape.dtype));
+  }
+  CUtensorMap encoded;
+  static_assert(sizeof encoded == sizeof *map);
+  const CUresult result =
+      encode(&encoded, TypeOf(shape.dtype), static_cast<cuuint32_t>(shape.rank), shape.data, size,
+             stride_bytes, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, SwizzleOf(shape.swizzle),
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  std::memcpy(map, &encoded, sizeof encoded);
+  return static_cast<int>(result);
+}
+
 int Prepare(const cuda::KernelImage& kernel, int* resident) {
   if (kernel.device == nullptr) return cudaErrorInvalidDeviceFunction;
   const cudaError_t error =
@@ -204,6 +265,8 @@ CudaRuntime LinkedCudaRuntime() {
   runtime.elapsed_ms = ElapsedMs;
   runtime.copy = Copy;
   runtime.fill = Fill;
+  runtime.has = Has;
+  runtime.encode = Encode;
   runtime.prepare = Prepare;
   runtime.launch = LaunchKernel;
   runtime.cublas_lt = CublasLtFiles;

@@ -10,11 +10,6 @@
 // for every architecture (a template that is not used is not assembled); runs on sm_90a.
 namespace varlen::simt {
 
-// CUtensorMap, as cuTensorMapEncodeTiled fills it; passed to kernels inside their Params.
-struct alignas(64) TensorMap {
-  uint64_t opaque[16];
-};
-
 SIMT_FN bool ElectOne() {
   uint32_t elected;
   asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}"
@@ -205,6 +200,22 @@ SIMT_FN void WgmmaCommit() { asm volatile("wgmma.commit_group.sync.aligned;" :::
 template <int kGroups>
 SIMT_FN void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
+}
+
+// The compiler may not move reads or writes of these registers over this line. It does not know
+// that a wgmma reads and writes its registers until it is waited for: to stand before wgmma.fence
+// and after wait_group.
+template <int kCount>
+SIMT_FN void PinRegisters(float (&registers)[kCount]) {
+  SIMT_UNROLL
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
+}
+template <int kRows, int kColumns>
+SIMT_FN void PinRegisters(uint32_t (&registers)[kRows][kColumns]) {
+  SIMT_UNROLL
+  for (int i = 0; i < kRows * kColumns; ++i) {
+    asm volatile("" : "+r"(registers[i / kColumns][i % kColumns])::"memory");
+  }
 }
 
 template <class T, int kN, bool kTransposeB = false, bool kTransposeA = false>

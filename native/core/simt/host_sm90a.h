@@ -96,6 +96,13 @@ void WgmmaWait(Site site = Site::current()) {
   internal::WgmmaWait(kGroups, site);
 }
 
+// Of accumulators and operands before wgmma.fence and after wait_group: keeps the device's compiler
+// from moving their reads and writes over this line. Nothing to do here.
+template <int kCount>
+void PinRegisters(float (&)[kCount]) {}
+template <int kRows, int kColumns>
+void PinRegisters(uint32_t (&)[kRows][kColumns]) {}
+
 // wgmma.mma_async.m64nNk16: D[64, kN] = A[64, 16] B[16, kN] (+ D). Register i of thread t of the
 // warpgroup: row 16 (t / 32) + (t mod 32) / 4 + 8 (i / 2 mod 2), column 8 (i / 4) + 2 (t mod 4) +
 // i mod 2. kTransposeB: B is stored with its N dimension contiguous.

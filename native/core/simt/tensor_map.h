@@ -30,6 +30,20 @@ struct TensorMapShape {
   std::array<int64_t, kMaxTensorMapRank> stride{};  // elements; stride[0] is 1
   std::array<int, kMaxTensorMapRank> box{};         // elements, at most 256 each
   Swizzle swizzle = Swizzle::kNone;
+
+  int64_t box_elements() const {
+    int64_t elements = 1;
+    for (int d = 0; d < rank; ++d) elements *= box[d];
+    return elements;
+  }
+  int64_t box_bytes() const { return box_elements() * SizeOf(dtype); }
 };
+
+// A tensor map as kernels take it, inside their Params: the 128 bytes that cuTensorMapEncodeTiled
+// fills (CUtensorMap), or, in the emulator, the shape itself. core/cuda/launch.h makes either.
+struct alignas(64) TensorMap {
+  uint64_t opaque[16];
+};
+static_assert(sizeof(TensorMap) == 128 && sizeof(TensorMapShape) <= sizeof(TensorMap));
 
 }  // namespace varlen::simt

@@ -170,7 +170,7 @@ TEST_CASE("a tensor map that the driver would refuse is refused") {
     }
     return "accepted";
   };
-  const TensorMapShape good = tensor.Map(64, 8, Swizzle::k128Bytes).shape;
+  const TensorMapShape good = ShapeOf(tensor.Map(64, 8, Swizzle::k128Bytes));
   CHECK(refused(good) == "accepted");
   TensorMapShape bad = good;
   bad.rank = 6;

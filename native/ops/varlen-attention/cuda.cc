@@ -146,12 +146,30 @@ void RunTiles(cuda::Launch& launch, const typename Kernel::Params& arguments) {
   launch.RunPersistent<Kernel>(arguments);
 }
 
+// Can TMA load from the tensor, whose rows are on 16 bytes? A tensor map has no size of 0, and no
+// stride of 0 or past 2^40 bytes.
+bool Mappable(const Tensor& tensor) {
+  const auto fits = [&](int64_t stride) {
+    return stride > 0 && stride * SizeOf(tensor.dtype) < int64_t{1} << 40;
+  };
+  return tensor.shape[0] > 0 && fits(tensor.strides[0]) && fits(tensor.strides[1]);
+}
+
 template <class T, int kHeadDim>
 Status Launch(const Forward& p) {
+  using Sm90a = ForwardSm90a<T, kHeadDim>;
   cuda::Launch& launch = cuda::Launch::Current();
   const ForwardArguments<T> arguments = ArgumentsOf<T>(launch, p);
   CheckWhenDone(launch, p);
-  RunTiles<ForwardSm80<T, kHeadDim>>(launch, arguments);
+  if (launch.HasSm90a<Sm90a>() && arguments.vector_loads && Mappable(p.k) && Mappable(p.v)) {
+    const auto map = [&](const Tensor& tensor) {
+      return launch.MapOf(Sm90a::Map(tensor.data<T>(), tensor.strides[0], tensor.strides[1],
+                                     tensor.shape[0], tensor.shape[1], tensor.shape[2]));
+    };
+    RunTiles<Sm90a>(launch, {arguments, map(p.k), map(p.v)});
+  } else {
+    RunTiles<ForwardSm80<T, kHeadDim>>(launch, arguments);
+  }
   return launch.status();
 }
 

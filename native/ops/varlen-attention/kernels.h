@@ -4,6 +4,7 @@
 #include "ops/varlen-attention/backward-sm80.h"
 #include "ops/varlen-attention/backward-statistics.h"
 #include "ops/varlen-attention/forward-sm80.h"
+#include "ops/varlen-attention/forward-sm90a.h"
 #include "ops/varlen-attention/prepare.h"
 
 namespace varlen::varlen_attention {
@@ -14,6 +15,12 @@ using ForwardSm80Kernels =
                      ForwardSm80<bfloat16, 128>, ForwardSm80<bfloat16, 192>,
                      ForwardSm80<bfloat16, 256>, ForwardSm80<half, 64>, ForwardSm80<half, 96>,
                      ForwardSm80<half, 128>, ForwardSm80<half, 192>, ForwardSm80<half, 256>>;
+
+using ForwardSm90aKernels =
+    cuda::KernelList<ForwardSm90a<bfloat16, 64>, ForwardSm90a<bfloat16, 96>,
+                     ForwardSm90a<bfloat16, 128>, ForwardSm90a<bfloat16, 192>,
+                     ForwardSm90a<bfloat16, 256>, ForwardSm90a<half, 64>, ForwardSm90a<half, 96>,
+                     ForwardSm90a<half, 128>, ForwardSm90a<half, 192>, ForwardSm90a<half, 256>>;
 
 template <class T>
 using QueryGradientSm80Kernels =

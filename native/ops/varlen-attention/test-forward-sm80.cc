@@ -1,181 +1,47 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
 
 #include "ops/varlen-attention/forward-sm80.h"
-#include "ops/varlen-attention/test-device.h"
+#include "ops/varlen-attention/test-forward-device.h"
 
 // The sm_80 forward kernel, run by the host emulator, against the double reference.
 namespace varlen::varlen_attention::testing {
 namespace {
 
-int kernel_runs = 0;
-
-template <class T, int kHeadDim>
-simt::LaunchResult Emulate(const Case& c, const DeviceRun& run, const Results& results) {
+struct Sm80 {
+  template <class T, int kHeadDim>
   using Kernel = ForwardSm80<T, kHeadDim>;
-  const Options& options = c.options;
-  const auto q = Upload(c.q), k = Upload(c.k), v = Upload(c.v);
-  const simt::GlobalArray<unsigned char> out(c.q.size() * SizeOf(c.q.dtype));
-  const simt::GlobalArray<float> lse(c.q.shape[1] * c.q.shape[0]);
-  const DeviceOptions device(c);
-  const bool aligned = run.vector_access && kHeadDim > 0 && c.q.shape[2] % 8 == 0;
-  const ForwardArguments<T> arguments{.q = reinterpret_cast<const T*>(q.data()),
-                                      .k = reinterpret_cast<const T*>(k.data()),
-                                      .v = reinterpret_cast<const T*>(v.data()),
-                                      .out = reinterpret_cast<T*>(out.data()),
-                                      .softmax_lse = lse.data(),
-                                      .q_row = c.q.strides[0],
-                                      .q_head = c.q.strides[1],
-                                      .k_row = c.k.strides[0],
-                                      .k_head = c.k.strides[1],
-                                      .v_row = c.v.strides[0],
-                                      .v_head = c.v.strides[1],
-                                      .out_row = c.q.shape[1] * c.q.shape[2],
-                                      .out_head = c.q.shape[2],
-                                      .lse_stride = c.q.shape[0],
-                                      .sequences = device.sequences(),
-                                      .mask = device.mask(),
-                                      .schedule = device.schedule(),
-                                      .alibi_slopes = device.alibi_slopes(),
-                                      .alibi_sequence_stride = device.alibi_sequence_stride(),
-                                      .num_heads = static_cast<int32_t>(c.q.shape[1]),
-                                      .num_kv_heads = static_cast<int32_t>(c.k.shape[1]),
-                                      .head_dim = static_cast<int32_t>(c.q.shape[2]),
-                                      .softmax_scale = options.softmax_scale,
-                                      .softcap = options.softcap,
-                                      .vector_loads = aligned,
-                                      .vector_stores = aligned};
-
-  const simt::LaunchResult result = RunTiles<Kernel>(arguments, run);
-  ++kernel_runs;
-  Download(out, results.out);
-  Download(lse, results.softmax_lse);
-  return result;
-}
-
-Results RunEmulated(const Case& c, const DeviceRun& run = {},
-                    simt::LaunchResult* launch = nullptr) {
-  Results results;
-  results.out = Tensor::Empty(c.q.dtype, {c.q.shape[0], c.q.shape[1], c.q.shape[2]});
-  results.softmax_lse = Tensor::Empty(DType::kF32, {c.q.shape[1], c.q.shape[0]});
-  const Status status = DispatchKernel(c, [&]<class T, int kHeadDim>() {
-    const simt::LaunchResult result = Emulate<T, kHeadDim>(c, run, results);
-    CHECK(std::string(result.message()) == "");
-    if (launch != nullptr) *launch = result;
-  });
-  REQUIRE(status.ok());
-  return results;
-}
-
-// Against the reference on one seed; the other seeds must give the same bits.
-void CheckCase(const Case& c, uint64_t seeds = 2) {
-  INFO(Describe(c));
-  const Results got = RunEmulated(c);
-  CHECK(Inaccuracy(c, got, RunDouble(c, Which::kForward), RunPlain(c, Which::kForward),
-                   Which::kForward) == "");
-  for (uint64_t seed = 1; seed < seeds; ++seed) {
-    const Results again = RunEmulated(c, {.seed = seed, .blocks = 1 + static_cast<int>(seed % 3)});
-    CHECK(BitDifference(got.out, again.out) == "");
-    CHECK(BitDifference(got.softmax_lse, again.softmax_lse) == "");
+  template <class Kernel, class T>
+  static const ForwardArguments<T>& ParamsOf(const ForwardArguments<T>& arguments, const Case&) {
+    return arguments;
   }
-}
+};
 
 TEST_CASE("sm_80 forward: ragged lengths agree with the reference on 8 seeds") {
-  Case c = MakeCase({.dtype = DType::kBF16,
-                     .num_heads = 4,
-                     .num_kv_heads = 2,
-                     .head_dim = 64,
-                     .slots_q = {0, 1, 63, 64, 65, 0, 129, 3},
-                     .slots_k = {1, 65, 64, 0, 63, 0, 130, 1},
-                     .tail_q = 3,
-                     .tail_k = 2});
-  CheckCase(c, kSeeds);
-  c.options.causal = true;
-  CheckCase(c, kSeeds);
+  CheckRaggedLengths<Sm80>();
 }
 
 TEST_CASE("sm_80 forward: every head dimension and both dtypes, odd ones padded inside") {
-  uint64_t seed = 100;
-  for (DType dtype : {DType::kBF16, DType::kF16}) {
-    for (int64_t head_dim : {64, 96, 128, 192, 256, 1, 8, 40, 80, 100, 160}) {
-      Case c = MakeCase({.dtype = dtype,
-                         .num_heads = 3,
-                         .num_kv_heads = 1,
-                         .head_dim = head_dim,
-                         .slots_q = {50, 0, 7},
-                         .slots_k = {70, 5, 33},
-                         .tail_q = 2,
-                         .seed = ++seed});
-      c.options.causal = head_dim % 3 != 0;
-      CheckCase(c);
-    }
-  }
+  CheckHeadDims<Sm80>({64, 96, 128, 192, 256, 1, 8, 40, 80, 100, 160});
 }
 
-TEST_CASE("sm_80 forward: every option agrees with the reference") {
-  for (const Variant& variant : Variants()) {
-    Case c = MakeCase({.dtype = DType::kBF16,
-                       .num_heads = 2,
-                       .num_kv_heads = 1,
-                       .head_dim = 64,
-                       .slots_q = {90, 140, 33},
-                       .slots_k = {150, 90, 170},
-                       .used_q = {81, 140, 0},
-                       .used_k = {149, 0, 160}});
-    variant.apply(c);
-    INFO(variant.name);
-    CheckCase(c);
-  }
-}
+TEST_CASE("sm_80 forward: every option agrees with the reference") { CheckOptions<Sm80>(); }
 
 TEST_CASE("sm_80 forward: tree masks, with blocks skipped and blocks seen whole") {
-  for (uint64_t seed : {1, 2}) {
-    Case c = MakeCase({.dtype = DType::kF16,
-                       .num_heads = 2,
-                       .num_kv_heads = 2,
-                       .head_dim = seed == 1 ? 64 : 40,
-                       .slots_q = {7, 200, 0, 1, 128},
-                       .tail_q = 4,
-                       .tail_k = 4,
-                       .seed = seed});
-    AddTrees(c, seed * 100);
-    CheckCase(c);
-  }
+  CheckTrees<Sm80>();
 }
 
-// The small length pairs of flash-attention's own test grid; key/value heads, head dimensions and
-// masks take turns.
 TEST_CASE("sm_80 forward: the small part of the grid agrees with the reference on 8 seeds") {
-  const int32_t pairs[][2] = {{1, 1},     {1, 3},    {2, 1},    {3, 113},  {64, 128}, {128, 128},
-                              {113, 203}, {128, 97}, {108, 80}, {160, 60}, {51, 1},   {70, 190}};
-  const int64_t kv_heads[] = {6, 2, 1}, head_dims[] = {64, 96, 128, 192, 256, 40, 100};
-  int turn = 0;
-  for (const auto& [longest_q, longest_k] : pairs) {
-    Pack pack{.dtype = turn % 2 == 0 ? DType::kBF16 : DType::kF16,
-              .num_heads = 6,
-              .num_kv_heads = kv_heads[turn % 3],
-              .head_dim = head_dims[turn % 7],
-              .slots_q = {longest_q, 1 + longest_q / 3},
-              .slots_k = {longest_k, turn % 5 == 4 ? 0 : 1 + longest_k / 2},
-              .tail_q = 5,
-              .tail_k = 7,
-              .seed = 500 + static_cast<uint64_t>(turn)};
-    Case c = MakeCase(pack);
-    c.options.causal = turn % 4 == 1 || turn % 4 == 3;
-    if (turn % 4 >= 2) c.options.window_left = 20 + turn;
-    if (turn % 4 == 2) c.options.window_right = 7;
-    if (turn % 6 == 5) c.options.softcap = 15;
-    if (turn % 6 == 4) c.options.softmax_scale = 0.1f;
-    CheckCase(c, kSeeds);
-    ++turn;
-  }
+  CheckGrid<Sm80>({64, 96, 128, 192, 256, 40, 100});
 }
+
+TEST_CASE("sm_80 forward: a packed sequence has the bits it has alone") { CheckPacking<Sm80>(); }
+
+TEST_CASE("sm_80 forward: no bank conflicts at any head dimension") { CheckBankConflicts<Sm80>(); }
 
 TEST_CASE("sm_80 forward: unaligned memory takes the slow path to the same bits") {
   for (int64_t head_dim : {64, 96}) {
@@ -185,45 +51,10 @@ TEST_CASE("sm_80 forward: unaligned memory takes the slow path to the same bits"
                              .head_dim = head_dim,
                              .slots_q = {70, 9},
                              .tail_q = 1});
-    const Results fast = RunEmulated(c), slow = RunEmulated(c, {.vector_access = false});
+    const Results fast = RunEmulated<Sm80>(c),
+                  slow = RunEmulated<Sm80>(c, {.vector_access = false});
     CHECK(BitDifference(fast.out, slow.out) == "");
     CHECK(BitDifference(fast.softmax_lse, slow.softmax_lse) == "");
-  }
-}
-
-// MakeCase fills every row outside a sequence with NaN, so this is also the isolation test.
-TEST_CASE("sm_80 forward: a packed sequence has the bits it has alone") {
-  Case c = MakeCase({.dtype = DType::kBF16,
-                     .num_heads = 6,
-                     .num_kv_heads = 2,
-                     .head_dim = 64,
-                     .slots_q = {100, 1, 64, 37},
-                     .tail_q = 9,
-                     .tail_k = 9});
-  c.options.causal = true;
-  const Results packed = RunEmulated(c);
-  for (int64_t b = 0; b < NumSeqs(c); ++b) {
-    const Results alone = RunEmulated(Alone(c, b));
-    const Rows rows = RowsQ(c, b);
-    CHECK(BitDifference(SliceRows(packed.out, rows.first, rows.used), alone.out) == "");
-    CHECK(BitDifference(SliceRows(packed.softmax_lse, rows.first, rows.used, 1),
-                        alone.softmax_lse) == "");
-  }
-}
-
-TEST_CASE("sm_80 forward: no bank conflicts at any head dimension") {
-  for (int64_t head_dim : {64, 96, 128, 192, 256}) {
-    const Case c = MakeCase({.dtype = DType::kBF16,
-                             .num_heads = 1,
-                             .num_kv_heads = 1,
-                             .head_dim = head_dim,
-                             .slots_q = {128}});
-    simt::LaunchResult launch;
-    RunEmulated(c, {.blocks = 1, .count_bank_conflicts = true}, &launch);
-    for (const simt::BankCount& count : launch.bank_conflicts) {
-      INFO("headDim " << head_dim << ", " << simt::Describe(count.site));
-      CHECK(count.wavefronts == count.ideal);
-    }
   }
 }
 

@@ -3,12 +3,13 @@
 #include <cstdint>
 
 #include "core/simt/simt.h"
+#include "ops/varlen-attention/tile-chunk.h"
 
 // Rows of kHeadDim elements in shared memory, and the products that mma.sync forms of them.
 namespace varlen::varlen_attention {
 
 template <class T, int kHeadDim, int kThreads>
-struct TileSm80 {
+struct TileSm80 : TileChunk<T> {
   static constexpr int kChunks = kHeadDim / 8;  // 16-byte chunks of a row
   // Eight threads (four where a row is not whole lines) load a line of a row, so that a thread
   // keeps its column and steps by whole swizzle patterns: one address, then constants.
@@ -24,43 +25,6 @@ struct TileSm80 {
     } else {
       static_assert(kChunks % 8 == 4);
       return (row * kChunks + ((chunk & ~3) | ((chunk ^ (row >> 1)) & 3))) * 8;
-    }
-  }
-
-  // How many of a chunk's columns lie inside the head dimension.
-  static SIMT_FN int Columns(int head_dim, int chunk) {
-    const int left = head_dim - chunk * 8;
-    return left < 0 ? 0 : left < 8 ? left : 8;
-  }
-
-  // `count` columns of a row, the rest of the 8 as zeros. Rows and columns outside the sequence
-  // must become zeros, whatever memory holds there: a masked key still multiplies its V row, and 0
-  // * NaN is NaN.
-  static SIMT_FN void LoadChunk(T* to, const T* from, int count, bool vector_loads) {
-    if (vector_loads) {
-      simt::CopyAsync16(to, from, count * 2);
-      return;
-    }
-    uint32_t pairs[4] = {0, 0, 0, 0};
-    SIMT_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      if (i < count) pairs[i / 2] |= uint32_t{simt::Load(&from[i].bits)} << (16 * (i % 2));
-    }
-    simt::Store(reinterpret_cast<simt::Vector4*>(to),
-                simt::Vector4{pairs[0], pairs[1], pairs[2], pairs[3]});
-  }
-  static SIMT_FN void StoreChunk(T* to, const simt::Vector4& values, int count,
-                                 bool vector_stores) {
-    if (vector_stores && count == 8) {
-      simt::Store(reinterpret_cast<simt::Vector4*>(to), values);
-      return;
-    }
-    const uint32_t pairs[4] = {values.x, values.y, values.z, values.w};
-    SIMT_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      if (i < count) {
-        simt::Store(&to[i].bits, static_cast<uint16_t>(pairs[i / 2] >> (16 * (i % 2))));
-      }
     }
   }
 

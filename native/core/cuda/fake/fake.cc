@@ -366,6 +366,18 @@ int Fill(void* data, int byte, int64_t bytes, void* stream) {
   return error::kSuccess;
 }
 
+bool Has(const KernelImage& kernel) { return kernel.emulated != nullptr; }
+
+int Encode(simt::TensorMap* map, const simt::TensorMapShape& shape) {
+  if (const int error = Enter("encode"); error != error::kSuccess) return error;
+  try {
+    *map = simt::MakeTensorMap(shape);
+  } catch (const simt::Fault&) {
+    return error::kInvalidValue;
+  }
+  return error::kSuccess;
+}
+
 int Prepare(const KernelImage&, int* resident) {
   *resident = 1;
   return Enter("prepare");
@@ -403,11 +415,11 @@ int LaunchKernel(const KernelImage& kernel, const LaunchShape& shape, const void
   if (const int error = Enter("launch"); error != error::kSuccess) return error;
   if (kernel.emulated == nullptr) return error::kInvalidDeviceFunction;
   const auto* bytes = static_cast<const std::byte*>(params);
-  // Parameters may hold vectors of 16 bytes.
-  struct alignas(16) Chunk {
-    std::byte bytes[16];
+  // Parameters may hold tensor maps, which lie on 64 bytes.
+  struct alignas(64) Chunk {
+    std::byte bytes[64];
   };
-  std::vector<Chunk> copy(static_cast<size_t>(kernel.params_bytes + 15) / 16);
+  std::vector<Chunk> copy(static_cast<size_t>(kernel.params_bytes + 63) / 64);
   std::memcpy(copy.data(), bytes, static_cast<size_t>(kernel.params_bytes));
   At(stream).Push(
       [&kernel, shape, copy = std::move(copy)] { Execute(kernel, shape, copy.data()); });
@@ -451,6 +463,8 @@ CudaRuntime Runtime() {
   table.elapsed_ms = ElapsedMs;
   table.copy = Copy;
   table.fill = Fill;
+  table.has = Has;
+  table.encode = Encode;
   table.prepare = Prepare;
   table.launch = LaunchKernel;
   table.cublas_lt = CublasLtFiles;

@@ -43,7 +43,15 @@ TensorMap MakeTensorMap(const TensorMapShape& shape) {
     Refuse("box rows of " + std::to_string(row) + " bytes exceed the swizzle span of " +
            std::to_string(SwizzleSpan(shape.swizzle)));
   }
-  return {shape};
+  TensorMap map{};
+  std::memcpy(&map, &shape, sizeof shape);
+  return map;
+}
+
+TensorMapShape ShapeOf(const TensorMap& map) {
+  TensorMapShape shape;
+  std::memcpy(static_cast<void*>(&shape), &map, sizeof shape);
+  return shape;
 }
 
 void AsyncCopies::Begin(int threads) {
@@ -87,7 +95,7 @@ void AsyncCopies::Wait(int groups) {
   for (size_t& other : thread.ends) other -= end;
 }
 
-void AsyncCopies::IssueBulk(Bulk kind, const TensorMap& map, int64_t offset, int64_t mbarrier,
+void AsyncCopies::IssueBulk(Bulk kind, const TensorMapShape& map, int64_t offset, int64_t mbarrier,
                             const Coordinates& at, const Site& site) {
   Block& block = Block::Current();
   SharedMemory& shared = block.shared;
@@ -127,11 +135,11 @@ bool AsyncCopies::LandOne(Block& block) {
 }
 
 void AsyncCopies::Land(Block& block, const BulkCopy& copy) {
-  const TensorMapShape& shape = copy.map.shape;
+  const TensorMapShape& shape = copy.map;
   const int64_t element = SizeOf(shape.dtype);
   SharedMemory& shared = block.shared;
   std::array<int, kMaxTensorMapRank> in_box{};
-  for (int64_t i = 0; i < copy.map.box_elements(); ++i) {
+  for (int64_t i = 0; i < shape.box_elements(); ++i) {
     bool inside = true;
     int64_t index = 0;
     for (int d = 0; d < shape.rank; ++d) {
@@ -162,8 +170,8 @@ void AsyncCopies::Land(Block& block, const BulkCopy& copy) {
     for (int d = 0; d < shape.rank && ++in_box[d] == shape.box[d]; ++d) in_box[d] = 0;
   }
   if (copy.kind != Bulk::kLoad) return;
-  shared.Deliver(copy.offset, shared.data() + copy.offset, copy.map.box_bytes(), -1);
-  block.mbarriers.CompleteBytes(copy.mbarrier, copy.map.box_bytes());
+  shared.Deliver(copy.offset, shared.data() + copy.offset, shape.box_bytes(), -1);
+  block.mbarriers.CompleteBytes(copy.mbarrier, shape.box_bytes());
 }
 
 std::string AsyncCopies::UnderWay() const {

@@ -12,18 +12,9 @@ namespace varlen::simt {
 
 class Block;
 
-// The emulator's TensorMap: the shape itself. MakeTensorMap() refuses what the driver would refuse.
-struct TensorMap {
-  TensorMapShape shape;
-
-  int64_t box_elements() const {
-    int64_t elements = 1;
-    for (int d = 0; d < shape.rank; ++d) elements *= shape.box[d];
-    return elements;
-  }
-  int64_t box_bytes() const { return box_elements() * SizeOf(shape.dtype); }
-};
+// The emulator's tensor map. Refuses what the driver would refuse.
 TensorMap MakeTensorMap(const TensorMapShape& shape);
+TensorMapShape ShapeOf(const TensorMap& map);
 
 // Where byte `offset` of an unswizzled tile lies in shared memory.
 inline int64_t Swizzled(int64_t offset, Swizzle swizzle) {
@@ -47,7 +38,7 @@ class AsyncCopies {
 
   using Coordinates = std::array<int32_t, kMaxTensorMapRank>;
   enum class Bulk : uint8_t { kLoad, kStore, kAdd };
-  void IssueBulk(Bulk kind, const TensorMap& map, int64_t offset, int64_t mbarrier,
+  void IssueBulk(Bulk kind, const TensorMapShape& map, int64_t offset, int64_t mbarrier,
                  const Coordinates& at, const Site& site);
   void CommitBulk();
   void WaitBulk(int groups, const Site& site);
@@ -65,7 +56,7 @@ class AsyncCopies {
   };
   struct BulkCopy {
     Bulk kind;
-    TensorMap map;
+    TensorMapShape map;
     int64_t offset;
     int64_t mbarrier;
     Coordinates at;

@@ -78,20 +78,21 @@ void WgmmaWait(int groups, const Site& site) {
 void IssueBulk(AsyncCopies::Bulk kind, const TensorMap& map, const void* shared, uint64_t* barrier,
                int rank, const int32_t* at, const Site& site) {
   Block& block = Block::Current();
-  if (rank != map.shape.rank) {
+  const TensorMapShape shape = ShapeOf(map);
+  if (rank != shape.rank) {
     Stop(FaultKind::kTensorMap,
-         std::to_string(rank) + " coordinates for a map of rank " + std::to_string(map.shape.rank),
+         std::to_string(rank) + " coordinates for a map of rank " + std::to_string(shape.rank),
          site);
   }
-  if (kind == AsyncCopies::Bulk::kAdd && map.shape.dtype != DType::kF32) {
+  if (kind == AsyncCopies::Bulk::kAdd && shape.dtype != DType::kF32) {
     Stop(FaultKind::kTensorMap, "reduce-add of a type that is not float32", site);
   }
-  block.shared.CheckRange(shared, map.box_bytes(), TileAlignment(map.shape.swizzle), "TMA tile",
+  block.shared.CheckRange(shared, shape.box_bytes(), TileAlignment(shape.swizzle), "TMA tile",
                           site);
   const int64_t reports_to = barrier != nullptr ? block.mbarriers.ForCopy(barrier, site) : -1;
   AsyncCopies::Coordinates coordinates{};
   std::copy_n(at, rank, coordinates.begin());
-  block.copies.IssueBulk(kind, map, block.shared.Offset(shared), reports_to, coordinates, site);
+  block.copies.IssueBulk(kind, shape, block.shared.Offset(shared), reports_to, coordinates, site);
 }
 
 }  // namespace internal
