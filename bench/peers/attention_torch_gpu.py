@@ -2,7 +2,8 @@
 
     python3 attention_torch_gpu.py [seconds] [name substring]
 
-The shapes of bench/gpu/cases.ts, bfloat16, forward. Forms of a pack: `flash-varlen` is the packed
+The shapes of bench/gpu/cases.ts, bfloat16, forward and then backward alone (of the forms that record
+one; on a padded batch it includes taking the padding away again). Forms of a pack: `flash-varlen` is the packed
 flash kernel behind torch.nn.attention.varlen, `sdpa-loop` one call per sequence, `sdpa-padded` one call
 on the padded batch with each back end that takes it (flash, cudnn, efficient), `flex` FlexAttention with
 a document mask. A form that this PyTorch lacks is left out and named on stderr. Also the device's
@@ -10,6 +11,7 @@ ceilings: a copy of 1 GiB and a matmul of 8192^3. One JSON line each; times are 
 between CUDA events. Says so and exits 0 when PyTorch or a GPU is missing.
 """
 
+import inspect
 import json
 import sys
 import time
@@ -77,7 +79,10 @@ def forms(q, k, v, lengths: list[int], causal: bool):
     def flash_varlen():
         from torch.nn.attention.varlen import varlen_attn
 
-        return lambda: varlen_attn(q, k, v, cu, cu, longest, longest, is_causal=causal)
+        # PyTorch 2.13 has a window in place of is_causal.
+        named = "is_causal" in inspect.signature(varlen_attn).parameters
+        mask = {"is_causal": causal} if named else {"window_size": (-1, 0 if causal else -1)}
+        return lambda: varlen_attn(q, k, v, cu, cu, longest, longest, **mask)
 
     def flash_aten():
         return lambda: torch.ops.aten._flash_attention_forward(
@@ -99,7 +104,7 @@ def forms(q, k, v, lengths: list[int], causal: bool):
 
             def run():
                 with sdpa_kernel(backend):
-                    F.scaled_dot_product_attention(*batch, is_causal=causal)
+                    return F.scaled_dot_product_attention(*batch, is_causal=causal)
 
             return run
 
@@ -134,6 +139,14 @@ def forms(q, k, v, lengths: list[int], causal: bool):
     _ = heads, dim
 
 
+def backward_of(run, inputs):
+    """The backward pass alone of what `run` computes, for the forms that record one."""
+    outputs = run()
+    outputs = outputs if isinstance(outputs, list) else [outputs]
+    seeds = [torch.randn_like(output) for output in outputs]
+    return lambda: torch.autograd.grad(outputs, inputs, seeds, retain_graph=True)
+
+
 def main() -> None:
     if not torch.cuda.is_available():
         print("attention_torch_gpu: PyTorch sees no GPU, skipped", file=sys.stderr)
@@ -155,25 +168,29 @@ def main() -> None:
     del a, b
 
     missing = set()
-    for name, dim, heads, lengths, causal in cases():
-        if only not in f"varlenAttention {name}":
-            continue
-        pairs = sum(n * (n + 1) / 2 if causal else n * n for n in lengths)
-        q, k, v = (torch.randn(sum(lengths), heads, dim, dtype=torch.bfloat16, device=device) for _ in range(3))
-        for form, build in forms(q, k, v, lengths, causal):
-            if time.perf_counter() > deadline:
-                print(f"attention_torch_gpu: out of time before {name} {form}", file=sys.stderr)
-                return
-            try:
-                took = median_us(build(), 0.3)
-            except Exception as error:  # an absent form, or one that refuses the shape
-                if form not in missing:
-                    print(f"attention_torch_gpu: {form} left out: {str(error).splitlines()[0]}", file=sys.stderr)
-                missing.add(form)
-                torch.cuda.empty_cache()
+    for op, products in (("varlenAttention", 2), ("varlenAttentionBackward", 5)):
+        backward = products == 5
+        for name, dim, heads, lengths, causal in cases():
+            if only not in f"{op} {name}":
                 continue
-            tflops = 4 * dim * heads * pairs / took / 1e6
-            emit({**about, "op": "varlenAttention", "form": form, "case": name, "medianUs": round(took, 2), "tflops": round(tflops, 1)})
+            pairs = sum(n * (n + 1) / 2 if causal else n * n for n in lengths)
+            shape = (sum(lengths), heads, dim)
+            q, k, v = (torch.randn(shape, dtype=torch.bfloat16, device=device, requires_grad=backward) for _ in range(3))
+            for form, build in forms(q, k, v, lengths, causal):
+                if time.perf_counter() > deadline:
+                    print(f"attention_torch_gpu: out of time before {op} {name} {form}", file=sys.stderr)
+                    return
+                try:
+                    run = build()
+                    took = median_us(backward_of(run, (q, k, v)) if backward else run, 0.3)
+                except Exception as error:  # an absent form, or one that refuses the shape
+                    if (op, form) not in missing:
+                        print(f"attention_torch_gpu: {op} {form} left out: {str(error).splitlines()[0]}", file=sys.stderr)
+                    missing.add((op, form))
+                    torch.cuda.empty_cache()
+                    continue
+                tflops = 2 * products * dim * heads * pairs / took / 1e6
+                emit({**about, "op": op, "form": form, "case": name, "medianUs": round(took, 2), "tflops": round(tflops, 1)})
 
 
 if __name__ == "__main__":

@@ -9,18 +9,10 @@ import { varlenAttention } from '../../src/ops/index.js';
 import { type HeadPattern, type PrefillPlan, planPrefill, sparsePrefill } from '../../src/prefill/index.js';
 import { Stream, Tensor } from '../../src/tensor/index.js';
 import { atLeast, atMost, type TargetResult } from '../batch/measure.js';
+import { processorSeconds, random } from './processor-time.js';
 
 const DIM = 128;
 const GRID_STRIDE = 196;
-
-/** The same numbers on every run: even, with the variance of a normal distribution. */
-function random(size: number, seed: number): Float32Array {
-  let state = seed;
-  return Float32Array.from({ length: size }, () => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return (state / 2 ** 31 - 1) * 1.73;
-  });
-}
 
 /** Slashes in runs of 16 and single verticals, as heads of real models have them. */
 function clusteredSlashes(keys: number, verticals: number, slashes: number): HeadPattern {
@@ -48,15 +40,6 @@ const grid = (flags: { hline: boolean; vline: boolean; slash: boolean }): HeadPa
   local: 256,
   ...flags,
 });
-
-/** Processor seconds of `work`, all threads together. */
-async function processorSeconds(stream: Stream, work: () => void): Promise<number> {
-  const before = process.cpuUsage();
-  work();
-  await stream.synchronize();
-  const { user, system } = process.cpuUsage(before);
-  return (user + system) / 1e6;
-}
 
 /** Inputs of one head, and the two kernels on them. */
 class Bench implements Disposable {

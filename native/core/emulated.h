@@ -1,10 +1,12 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
 
+#include "core/op_test.h"
 #include "core/simt/simt.h"
 #include "core/tensor.h"
 #include "doctest/doctest.h"
@@ -38,6 +40,51 @@ template <class Kernel>
 void Emulate(int64_t blocks, const typename Kernel::Params& params, uint64_t seed = 0) {
   const auto result = simt::Launch<Kernel>(blocks, Kernel::kSharedBytes, params, {.seed = seed});
   CHECK(std::string(result.message()) == "");
+}
+
+using Doubles = std::vector<double>;
+
+// Elements of any float type as doubles.
+template <class Values>
+Doubles Widen(const Values& values) {
+  Doubles wide;
+  for (const auto& value : values) {
+    if constexpr (std::is_same_v<std::decay_t<decltype(value)>, double>) {
+      wide.push_back(value);
+    } else {
+      wide.push_back(static_cast<float>(value));
+    }
+  }
+  return wide;
+}
+inline Doubles Widen(const Tensor& tensor) {
+  Doubles wide;
+  for (int64_t i = 0; i < tensor.size(); ++i) wide.push_back(Get(tensor, i));
+  return wide;
+}
+
+// The largest distance, relative to the largest value but at least to `floor`; infinite where one
+// is no number.
+inline double ErrorOf(const Doubles& got, const Doubles& want, double floor = 0) {
+  if (got.size() != want.size()) return INFINITY;
+  double error = 0, largest = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double distance = std::abs(got[i] - want[i]);
+    error = std::isnan(distance) ? INFINITY : std::max(error, distance);
+    largest = std::max(largest, std::abs(want[i]));
+  }
+  return largest == 0 ? error : error / std::max(largest, floor);
+}
+inline double ErrorOf(const Doubles& got, const Tensor& want, double floor = 0) {
+  return ErrorOf(got, Widen(want), floor);
+}
+
+inline bool SameBits(const Doubles& a, const Doubles& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
+}
+inline bool SameBits(const std::vector<Doubles>& a, const std::vector<Doubles>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const Doubles& x, const Doubles& y) { return SameBits(x, y); });
 }
 
 inline bool SameBits(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {

@@ -20,6 +20,8 @@ export interface PatternConfigOptions {
   readonly minferenceRatio?: number;
   /** As vLLM reads them: 30 verticals become 130. Default false. */
   readonly vllmQuirk?: boolean;
+  /** Layers before this one are dense, whatever the file says of them. Default 0. */
+  readonly startingLayer?: number;
 }
 
 /** A whole model's patterns. */
@@ -96,8 +98,9 @@ function withTypedArrays(path: string, value: unknown, depth = 0): unknown {
  * ```
  */
 export function loadPatternConfig(json: unknown, options?: PatternConfigOptions): PatternConfig {
-  const known = readOptions(OP, options, ['numHeads', 'minferenceRatio', 'vllmQuirk']);
-  const { minferenceRatio = 1, vllmQuirk = false, numHeads } = known;
+  const known = readOptions(OP, options, ['numHeads', 'minferenceRatio', 'vllmQuirk', 'startingLayer']);
+  const { minferenceRatio = 1, vllmQuirk = false, startingLayer = 0, numHeads } = known;
+  checkInteger(OP, 'startingLayer', startingLayer, 0, MAX_LAYERS);
   if (numHeads !== undefined) checkInteger(OP, 'numHeads', numHeads, 1, MAX_HEADS);
   if (typeof minferenceRatio !== 'number' || !(minferenceRatio > 0 && minferenceRatio <= 1e6)) {
     throw argumentError(
@@ -108,8 +111,15 @@ export function loadPatternConfig(json: unknown, options?: PatternConfigOptions)
     );
   }
   const root = parse(json);
-  if (Array.isArray(root)) return readMinference(root, numHeads, minferenceRatio, vllmQuirk);
-  return readNative(root, numHeads);
+  const config = Array.isArray(root)
+    ? readMinference(root, numHeads, minferenceRatio, vllmQuirk)
+    : readNative(root, numHeads);
+  if (startingLayer === 0) return config;
+  const dense: HeadPattern = { kind: 'dense' };
+  const layers = config.layers.map((layer, i) =>
+    i < startingLayer ? { numHeads: layer.numHeads, defaults: dense, heads: {} } : layer,
+  );
+  return { ...config, layers };
 }
 
 function parse(json: unknown): unknown {

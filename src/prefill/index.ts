@@ -69,6 +69,7 @@ export {
   type RecallGuarantee,
   type WorkspaceShape,
 } from './plan.js';
+export { attentionMass, type RefineOptions, refinePrompt } from './refine.js';
 export {
   type Capture,
   type SearchedHead,

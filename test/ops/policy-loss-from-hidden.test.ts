@@ -88,6 +88,8 @@ test('policyLossFromHidden gives the numbers of example E2', async () => {
   expect(stats.clipFracHigh).toBeCloseTo(1 / 3, 12);
   expect(stats.loss).toBeCloseTo(-0.51049913, 6);
   expect(stats.ratioMax).toBeCloseTo(1.36159522, 6);
+  expect(stats.ratioMin).toBeCloseTo(1.18270261, 6);
+  expect(stats.ratioMean).toBeCloseTo((1.36159522 + 1.18270261 + 1.22363445) / 3, 6);
   expect(stats.entropy).toBeCloseTo((1.31660355 + 1.3240343 + 1.32550526) / 3, 6);
   // p of the first row, squared and summed.
   const z = [0.1875, 0.8125, -0.1875, 0.1875]; // (h W^T + b) / 0.8
@@ -255,6 +257,9 @@ describe('policyLossFromHidden refuses', () => {
     refused({}, PPO, { softcap: Number.NaN }, 'ERR_VARLEN_RANGE', 'softcap');
     refused({}, PPO, wrong({ weightgrad: false }), 'ERR_VARLEN_OPTION', 'weightgrad');
     refused({}, PPO, wrong({ weightGrad: 1 }), 'ERR_VARLEN_TYPE', 'weightGrad');
+    // Every tile is computed, and the vocabulary is on one device.
+    refused({}, PPO, wrong({ tileFilter: true }), 'ERR_VARLEN_OPTION', 'tileFilter');
+    refused({}, PPO, wrong({ vocabularyGroup: [0, 1] }), 'ERR_VARLEN_OPTION', 'vocabularyGroup');
     refused({ oldLogprobs: undefined }, PPO, {}, 'ERR_VARLEN_MISSING_INPUT', 'oldLogprobs');
     refused({ targetIds: Int32Array.of(0) }, PPO, {}, 'ERR_VARLEN_SHAPE', 'targetIds');
     refused({ cuSeqlens: Int32Array.of(0, 1, 2, 4) }, PPO, {}, 'ERR_VARLEN_CU_SEQLENS', 'cuSeqlens');

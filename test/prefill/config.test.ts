@@ -63,6 +63,17 @@ describe("MInference's files", () => {
     expect(select({ vllmQuirk: true }, 1)).toMatchObject({ select: { topk: { vertical: 100, slash: 800 } } });
   });
 
+  test('layers before the starting layer are dense', () => {
+    const { layers } = loadPatternConfig(published, { startingLayer: 2 });
+    for (const layer of layers.slice(0, 2)) {
+      expect(layer).toEqual({ numHeads: 28, defaults: { kind: 'dense' }, heads: {} });
+    }
+    expect(layers.slice(2)).toEqual(loadPatternConfig(published).layers.slice(2));
+    for (const startingLayer of [-1, 0.5]) {
+      expect(failure(() => loadPatternConfig(published, { startingLayer })).code).toBe('ERR_VARLEN_RANGE');
+    }
+  });
+
   test('a pattern that the layout cannot say is ERR_VARLEN_INCOMPATIBLE', () => {
     const layer = { numHeads: 1, defaults: { kind: 'dense' }, heads: { 0: { kind: 'dense' } } } as const;
     const config = { model: '', headDim: 0, lastQ: 64, layers: [layer] };

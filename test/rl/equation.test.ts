@@ -310,6 +310,14 @@ describe('values that public tests of other programs state', () => {
     expectNear(loss('token', 100), -0.2065, 5e-5);
     expectNear(loss('token', 0.8), -0.4744, 5e-5);
     expectNear(loss('sequence', 0.8), -0.4846, 5e-5);
+    const { perTokenLoss } = evaluate(
+      { ratio: token, clip, rolloutCorrection: { mode: 'token-truncate', high: 0.8 } },
+      tokenMean,
+      withRollout,
+    );
+    [-0.3033, 0.8, -1.92].forEach((value, t) => {
+      expectNear(perTokenLoss[t], value, 5e-5);
+    });
   });
 
   test('GSPO on the same, and on two rows', () => {
@@ -320,6 +328,10 @@ describe('values that public tests of other programs state', () => {
       [1, -1, 2],
     ]);
     expectNear(evaluate({ ratio: { level: 'sequence' }, clip }, tokenMean, two).loss, -0.4912, 5e-5);
+    // -A rho where nothing is clipped: the ratios themselves.
+    const open = evaluate({ ratio: { level: 'sequence' }, clip: { kind: 'none' } }, tokenMean, two);
+    expectNear(open.perTokenLoss[0], -0.9086, 5e-5);
+    expectNear(open.perTokenLoss[3], -2.4697, 5e-5);
   });
 
   test('dual clip', () => {
@@ -624,6 +636,33 @@ describe('what is refused', () => {
       {},
       { ratio: { level: 'sequence' }, clip: { kind: 'cispo', low: 0, high: 1 } },
       'ERR_VARLEN_INCOMPATIBLE',
+    ],
+    ...['tv', 'kl'].map((form): [string, object, object, string] => [
+      `a sequence ratio under DPPO-${form}`,
+      {},
+      { ratio: { level: 'sequence' }, clip: { kind: `dppo-${form}`, deltaLow: 0.1, deltaHigh: 0.1 } },
+      'ERR_VARLEN_INCOMPATIBLE',
+    ]),
+    [
+      'a sequence ratio under VESPO',
+      {},
+      { ratio: { level: 'sequence' }, clip: { kind: 'vespo' } },
+      'ERR_VARLEN_INCOMPATIBLE',
+    ],
+    ['a soft gate of temperature 0', {}, { clip: { kind: 'sapo', tauPositive: 0 } }, 'ERR_VARLEN_RANGE'],
+    [
+      'a lower bound of DPPO below 0',
+      {},
+      { clip: { kind: 'dppo-kl', deltaLow: -0.1, deltaHigh: 0.1 } },
+      'ERR_VARLEN_RANGE',
+    ],
+    ['offsets that fall', { cuSeqlens: Int32Array.of(0, 2, 5, 4, 10, 10) }, {}, 'ERR_VARLEN_CU_SEQLENS'],
+    ['offsets of another element type', { cuSeqlens: Float64Array.of(0, 10) }, {}, 'ERR_VARLEN_DTYPE'],
+    [
+      'a rollout of truncated support without its kept mass',
+      { rolloutLogprobs: new Float64Array(10).fill(-1), rolloutSupport: 'truncated' },
+      { rolloutCorrection: { mode: 'token-mask' } },
+      'ERR_VARLEN_TRUNCATED_SUPPORT',
     ],
     [
       'advantages per token under GMPO',

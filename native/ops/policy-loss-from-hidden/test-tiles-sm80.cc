@@ -1,8 +1,8 @@
 #include <cmath>
-#include <cstring>
 #include <string>
 #include <vector>
 
+#include "core/emulated.h"
 #include "core/linear-head-emulated.h"
 #include "core/loss/device.h"
 #include "core/op_test.h"
@@ -84,25 +84,7 @@ enum Output {
   kDBias,
   kNumOutputs
 };
-using Results = std::vector<std::vector<double>>;
-
-template <class Values>
-std::vector<double> Widen(const Values& values) {
-  std::vector<double> wide;
-  for (const auto& value : values) {
-    if constexpr (std::is_same_v<std::decay_t<decltype(value)>, double>) {
-      wide.push_back(value);
-    } else {
-      wide.push_back(static_cast<float>(value));
-    }
-  }
-  return wide;
-}
-std::vector<double> Widen(const Tensor& tensor) {
-  std::vector<double> wide;
-  for (int64_t i = 0; i < tensor.size(); ++i) wide.push_back(Get(tensor, i));
-  return wide;
-}
+using Results = std::vector<Doubles>;
 
 Results Reference(const Case& c) {
   Forward f = c.forward;
@@ -118,15 +100,6 @@ Results Reference(const Case& c) {
   for (int i : {0, 1, 3, 4, 5, 6, 7}) out.push_back(Widen(forward[static_cast<size_t>(i)]));
   for (const Tensor& tensor : backward) out.push_back(Widen(tensor));
   return out;
-}
-
-template <class T>
-simt::GlobalArray<T> Upload(const Tensor& tensor) {
-  return {tensor ? tensor.data<T>() : nullptr, tensor ? tensor.size() : 0};
-}
-template <class T>
-const T* Given(const simt::GlobalArray<T>& array) {
-  return array.size() > 0 ? array.data() : nullptr;
 }
 
 template <class T>
@@ -198,27 +171,6 @@ Results Emulate(const Case& c, const EmulatedRun& run = {}, double* found = null
           Widen(head.d_hidden()),
           Widen(head.d_weight()),
           Widen(head.d_bias())};
-}
-
-double ErrorOf(const std::vector<double>& got, const std::vector<double>& want) {
-  if (got.size() != want.size()) return INFINITY;
-  double error = 0, largest = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    const double distance = std::abs(got[i] - want[i]);
-    error = std::isnan(distance) ? INFINITY : std::max(error, distance);
-    largest = std::max(largest, std::abs(want[i]));
-  }
-  return largest == 0 ? error : error / largest;
-}
-
-bool SameBits(const std::vector<double>& a, const std::vector<double>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
-}
-bool SameBits(const Results& a, const Results& b) {
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (!SameBits(a[i], b[i])) return false;
-  }
-  return true;
 }
 
 // Empty, or which output is too far from the reference.

@@ -1,7 +1,7 @@
 #include <cmath>
-#include <cstring>
 #include <limits>
 
+#include "core/emulated.h"
 #include "core/loss/device.h"
 #include "core/op_test.h"
 #include "core/row-softmax-device.h"
@@ -140,22 +140,9 @@ Rows Emulate(const Shape& shape, const Rows& given, const Run& run = {}) {
   return r;
 }
 
-double ErrorOf(const std::vector<double>& got, const std::vector<double>& want) {
-  double error = 0, largest = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    const double distance = std::abs(got[i] - want[i]);
-    error = std::isnan(distance) ? INFINITY : std::max(error, distance);
-    largest = std::max(largest, std::abs(want[i]));
-  }
-  return largest == 0 ? error : error / largest;
-}
-
 bool SameBits(const Rows& a, const Rows& b) {
-  const auto same = [](const std::vector<double>& x, const std::vector<double>& y) {
-    return x.size() == y.size() && std::memcmp(x.data(), y.data(), x.size() * 8) == 0;
-  };
-  return same(a.lse, b.lse) && same(a.logprobs, b.logprobs) && same(a.entropies, b.entropies) &&
-         same(a.squares, b.squares) && same(a.d_logits, b.d_logits);
+  return testing::SameBits({a.lse, a.logprobs, a.entropies, a.squares, a.d_logits},
+                           {b.lse, b.logprobs, b.entropies, b.squares, b.d_logits});
 }
 
 template <class T>
@@ -165,13 +152,13 @@ void CheckShape(const Shape& shape, uint32_t seed) {
   Rows want = Make<T>(shape, seed);
   Reference(shape, want);
   const Rows got = Emulate<T>(shape, want, {.seed = seed});
-  CHECK(ErrorOf(got.lse, want.lse) <= 1e-6);
-  CHECK(ErrorOf(got.logprobs, want.logprobs) <= 1e-6);
-  CHECK(ErrorOf(got.entropies, want.entropies) <= 2e-6);
-  CHECK(ErrorOf(got.squares, want.squares) <= 2e-6);
+  CHECK(testing::ErrorOf(got.lse, want.lse) <= 1e-6);
+  CHECK(testing::ErrorOf(got.logprobs, want.logprobs) <= 1e-6);
+  CHECK(testing::ErrorOf(got.entropies, want.entropies) <= 2e-6);
+  CHECK(testing::ErrorOf(got.squares, want.squares) <= 2e-6);
   // Half a unit of the stored dtype on top.
   const double unit = sizeof(T) == 4 ? 0 : std::is_same_v<T, half> ? 0x1p-11 : 0x1p-8;
-  CHECK(ErrorOf(got.d_logits, want.d_logits) <= 2e-6 + unit);
+  CHECK(testing::ErrorOf(got.d_logits, want.d_logits) <= 2e-6 + unit);
   CHECK(got.found[0] == 0);
 }
 
@@ -237,7 +224,7 @@ TEST_CASE("CUDA logits rows: a shift of all logits and impossible tokens change 
   Rows shifted = given;
   for (double& logit : shifted.logits) logit -= 4096;
   const Rows a = Emulate<float>(shape, given), b = Emulate<float>(shape, shifted);
-  CHECK(ErrorOf(b.logprobs, a.logprobs) <= 4e-4);
+  CHECK(testing::ErrorOf(b.logprobs, a.logprobs) <= 4e-4);
   for (double logprob : b.logprobs) CHECK(logprob <= 0);
   Rows impossible = given;
   for (int64_t v = 20; v < 30; ++v) impossible.logits[v] = -INFINITY;
@@ -397,11 +384,7 @@ void CheckChain(loss::Level level, uint32_t seed) {
       {.seed = seed}));
 
   const auto error = [](const auto& got, const Tensor& wanted) {
-    std::vector<double> values;
-    for (int64_t i = 0; i < wanted.size(); ++i) values.push_back(testing::Get(wanted, i));
-    std::vector<double> mine;
-    for (const auto& value : got) mine.push_back(static_cast<float>(value));
-    return ErrorOf(mine, values);
+    return testing::ErrorOf(testing::Widen(got), wanted);
   };
   CHECK(error(total, want[kLoss]) <= 3e-6);
   CHECK(error(logprobs, want[kLogprobs]) <= 1e-6);

@@ -56,6 +56,19 @@ class ColumnSet {
 
   RowBits At(int64_t j) const { return (present_[j >> 6] >> (j & 63) & 1) != 0 ? rows_[j] : 0; }
 
+  // Calls fn(j, rows of a, rows of b) for every key of either, ascending; both hold as many.
+  template <class Fn>
+  static void ForEachOfEither(const ColumnSet& a, const ColumnSet& b, const Fn& fn) {
+    for (int64_t w = 0; w < Words(a.size_); ++w) {
+      for (uint64_t word = a.present_[w] | b.present_[w]; word != 0; word &= word - 1) {
+        const uint64_t bit = word & -word;
+        const int64_t j = w * 64 + std::countr_zero(word);
+        fn(j, (a.present_[w] & bit) != 0 ? a.rows_[j] : 0,
+           (b.present_[w] & bit) != 0 ? b.rows_[j] : 0);
+      }
+    }
+  }
+
   // Calls fn(j, rows) for every key, ascending.
   template <class Fn>
   void ForEach(const Fn& fn) const {

@@ -68,28 +68,52 @@ struct Problem {
   Head tiles;
   Partial partial;
 };
+// A tile, or two that share what is gathered for them.
 struct Work {
   int32_t problem;
   Tile tile;
+  Tile second;  // of no rows: none
 };
 
+// Two tiles of long sequences with nearly the same keys take them together: each visit of a key
+// then serves 128 rows, and its way through the cache is paid half as often. Whether they do
+// depends on the sequence and the pattern alone, as a row's bits must.
+constexpr int64_t kPairedRows = 4096;
+bool SharesKeys(const Head& head, const Tile& a, const Tile& b) {
+  const Kind kind = head.pattern().kind;
+  const bool near = kind == Kind::kDense || kind == Kind::kAShape || kind == Kind::kTriShape ||
+                    kind == Kind::kGrid;
+  return near && head.sequence().q_length >= kPairedRows && a.stage == b.stage &&
+         a.stage != Stage::kSlashes && a.part == b.part && a.count == kTileRows;
+}
+
 template <class T, class Units>
-void RunTile(const Forward& params, const Problem& problem, const Tile& tile, bool keep_partial) {
+void RunTile(const Forward& params, const Problem& problem, const Work& work, bool keep_partial) {
   const int64_t query_row = params.lengths.cu_seqlens_q.data()[problem.sequence];
   const int64_t key_row = params.lengths.cu_seqlens_k.data()[problem.sequence];
   const int64_t columns = problem.tiles.sequence().k_length;
-  int32_t rows[kTileRows];
-  problem.tiles.RowsOf(tile, rows);
-  Workspace memory(ColumnSet::BytesFor(columns) +
+  const bool paired = work.second.count > 0;
+  const int count = work.tile.count + work.second.count;
+  int32_t rows[2 * kTileRows];
+  problem.tiles.RowsOf(work.tile, rows);
+  if (paired) problem.tiles.RowsOf(work.second, rows + kTileRows);
+  Workspace memory((paired ? 2 : 1) * ColumnSet::BytesFor(columns) +
                    Workspace::BytesFor<float>(RoundUp(params.v.shape[2], kLanes)));
   ColumnSet set(memory, columns);
-  TileBlock<T, Units> block(params, problem.head, query_row, key_row, rows, tile.count);
-  problem.tiles.ForColumns(tile, /*lines=*/false, set,
-                           [&](int64_t j, RowBits kept) HWY_ATTR { block.Take(j, kept); });
+  TileBlock<T, Units> block(params, problem.head, query_row, key_row, rows, count);
+  if (paired) {
+    ColumnSet second(memory, columns);
+    problem.tiles.ForColumnsOfPair(work.tile, work.second, set, second,
+                                   [&](int64_t j, RowBits a, RowBits b)
+                                       HWY_ATTR { block.Take(j, a, b); });
+  } else {
+    problem.tiles.ForColumns(work.tile, /*lines=*/false, set,
+                             [&](int64_t j, RowBits kept) HWY_ATTR { block.Take(j, kept); });
+  }
   block.Flush();
   const int64_t stride = block.out_stride();
   float* merged = memory.Take<float>(stride);
-  for (int r = 0; r < tile.count; ++r) {
+  for (int r = 0; r < count; ++r) {
     float max = block.state().max[r], sum = block.state().sum[r];
     const Partial& partial = problem.partial;
     if (keep_partial) {
@@ -138,8 +162,13 @@ Status RunBatch(const Forward& params, std::vector<Problem>& problems) {
       next += Partial::SizeFor(rows, stride);
       std::fill_n(p.partial.data, rows, -kInfinity);
     }
-    for (const Tile& tile : p.tiles.tiles()) {
-      (tile.stage == Stage::kSlashes ? slashes : others).push_back({static_cast<int32_t>(i), tile});
+    const std::vector<Tile>& tiles = p.tiles.tiles();
+    for (size_t t = 0; t < tiles.size(); ++t) {
+      Work work{static_cast<int32_t>(i), tiles[t], {}};
+      if (t + 1 < tiles.size() && SharesKeys(p.tiles, tiles[t], tiles[t + 1])) {
+        work.second = tiles[++t];
+      }
+      (work.tile.stage == Stage::kSlashes ? slashes : others).push_back(work);
     }
   }
   // Causal rows cost more the later they stand, whole lines most of all: the dearest first, so that
@@ -151,13 +180,13 @@ Status RunBatch(const Forward& params, std::vector<Problem>& problems) {
   Status status = ParallelFor(static_cast<int64_t>(slashes.size()), [&](int64_t i, int) {
     if (Cancelled()) return;
     const Work& work = slashes[static_cast<size_t>(i)];
-    RunTile<T, Units>(params, problems[static_cast<size_t>(work.problem)], work.tile, true);
+    RunTile<T, Units>(params, problems[static_cast<size_t>(work.problem)], work, true);
   });
   if (!status.ok()) return status;
   return ParallelFor(static_cast<int64_t>(others.size()), [&](int64_t i, int) {
     if (Cancelled()) return;
     const Work& work = others[static_cast<size_t>(i)];
-    RunTile<T, Units>(params, problems[static_cast<size_t>(work.problem)], work.tile, false);
+    RunTile<T, Units>(params, problems[static_cast<size_t>(work.problem)], work, false);
   });
 }
 

@@ -103,6 +103,15 @@ void Head::RowsOf(const Tile& tile, int32_t* rows) const {
   }
 }
 
+void Head::FillColumns(const Pattern& pattern, Stage stage, int32_t cell, const int32_t* rows,
+                       int count, bool lines, int32_t* at, ColumnSet& set) const {
+  for (int r = 0; r < count; ++r) at[r] = static_cast<int32_t>(rows[r] + sequence_->shift());
+  set.Clear();
+  AddColumns(pattern, stage, cell,
+             {*sequence_, rows, at, count, FirstRows(count), sequence_->k_length, nullptr, lines},
+             set);
+}
+
 void Head::CutList(Tile tile, const std::vector<int32_t>& rows, int per_tile) {
   tile.listed = true;
   tile.begin = static_cast<int64_t>(lists_.size());

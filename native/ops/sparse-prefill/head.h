@@ -68,6 +68,10 @@ class Head {
   // ascending.
   template <class Fn>
   void ForColumns(const Tile& tile, bool lines, ColumnSet& set, const Fn& fn) const;
+  // The keys of two tiles together: fn(j, rows of the first, rows of the second), ascending.
+  template <class Fn>
+  void ForColumnsOfPair(const Tile& first, const Tile& second, ColumnSet& first_set,
+                        ColumnSet& second_set, const Fn& fn) const;
   // The same for any ascending rows, all stages at once.
   template <class Fn>
   void ForColumnsOfRows(const int32_t* rows, int count, bool lines, ColumnSet& set,
@@ -76,9 +80,18 @@ class Head {
   }
 
  private:
+  // The rows of a tile that a causal mask leaves, for keys that ascend.
+  class CausalRows;
   template <class Fn>
   void ForColumnsOf(const Pattern& pattern, Stage stage, int32_t cell, const int32_t* rows,
                     int count, bool lines, ColumnSet& set, const Fn& fn) const;
+  // Fills `set`, and `at` with the rows' positions.
+  void FillColumns(const Pattern& pattern, Stage stage, int32_t cell, const int32_t* rows,
+                   int count, bool lines, int32_t* at, ColumnSet& set) const;
+  const Pattern& PatternOf(const Tile& tile) const {
+    return pattern_.kind == Kind::kQBoundary ? pattern_.children[static_cast<size_t>(tile.part)]
+                                             : pattern_;
+  }
   void CutTiles();
   void CutPart(int32_t part, const Pattern& pattern, std::vector<int32_t> rows);
   void CutList(Tile tile, const std::vector<int32_t>& rows, int per_tile);
@@ -90,31 +103,55 @@ class Head {
   bool has_slashes_ = false;
 };
 
+class Head::CausalRows {
+ public:
+  CausalRows(const SequenceInfo& sequence, const int32_t* at, int count)
+      : at_(at), count_(sequence.causal ? count : 0) {}
+  RowBits operator()(int64_t j, RowBits rows) {
+    while (before_ < count_ && at_[before_] < j) ++before_;
+    return rows & ~FirstRows(before_);
+  }
+
+ private:
+  const int32_t* at_;
+  int count_;
+  int before_ = 0;  // rows whose position is below j
+};
+
 template <class Fn>
 void Head::ForColumns(const Tile& tile, bool lines, ColumnSet& set, const Fn& fn) const {
   int32_t rows[kTileRows];
   RowsOf(tile, rows);
-  const bool query_part = pattern_.kind == Kind::kQBoundary;
-  const Pattern& pattern =
-      query_part ? pattern_.children[static_cast<size_t>(tile.part)] : pattern_;
-  ForColumnsOf(pattern, tile.stage, tile.cell, rows, tile.count, lines, set, fn);
+  ForColumnsOf(PatternOf(tile), tile.stage, tile.cell, rows, tile.count, lines, set, fn);
+}
+
+template <class Fn>
+void Head::ForColumnsOfPair(const Tile& first, const Tile& second, ColumnSet& first_set,
+                            ColumnSet& second_set, const Fn& fn) const {
+  int32_t rows[kTileRows], first_at[kTileRows], second_at[kTileRows];
+  RowsOf(first, rows);
+  FillColumns(PatternOf(first), first.stage, first.cell, rows, first.count, false, first_at,
+              first_set);
+  RowsOf(second, rows);
+  FillColumns(PatternOf(second), second.stage, second.cell, rows, second.count, false, second_at,
+              second_set);
+  CausalRows of_first(*sequence_, first_at, first.count);
+  CausalRows of_second(*sequence_, second_at, second.count);
+  ColumnSet::ForEachOfEither(first_set, second_set, [&](int64_t j, RowBits a, RowBits b) {
+    a = of_first(j, a);
+    b = of_second(j, b);
+    if ((a | b) != 0) fn(j, a, b);
+  });
 }
 
 template <class Fn>
 void Head::ForColumnsOf(const Pattern& pattern, Stage stage, int32_t cell, const int32_t* rows,
                         int count, bool lines, ColumnSet& set, const Fn& fn) const {
   int32_t at[kTileRows];
-  for (int r = 0; r < count; ++r) at[r] = static_cast<int32_t>(rows[r] + sequence_->shift());
-  set.Clear();
-  AddColumns(pattern, stage, cell,
-             {*sequence_, rows, at, count, FirstRows(count), sequence_->k_length, nullptr, lines},
-             set);
-  int before = 0;  // rows whose position is below j
+  FillColumns(pattern, stage, cell, rows, count, lines, at, set);
+  CausalRows causal(*sequence_, at, count);
   set.ForEach([&](int64_t j, RowBits kept) {
-    if (sequence_->causal) {
-      while (before < count && at[before] < j) ++before;
-      kept &= ~FirstRows(before);
-    }
+    kept = causal(j, kept);
     if (kept != 0) fn(j, kept);
   });
 }

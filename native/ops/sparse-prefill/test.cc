@@ -82,6 +82,17 @@ TEST_CASE("sparse prefill is right for all dtypes, head dimensions and ragged le
   }
 }
 
+TEST_CASE("sparse prefill is right where two tiles take their keys together") {
+  const std::vector<Lens> lens{{4200, 4231}};  // long enough, and neither a multiple of two tiles
+  for (const Words& pattern :
+       {Node(Kind::kDense, {}), Node(Kind::kAShape, {5, 70}), Node(Kind::kTriShape, {5, 200, 30}),
+        Node(Kind::kGrid, {3, 4200, 97, 5, 2, kRowLines | kColumnLines | kSlashLines, 4, 150}),
+        Node(Kind::kGrid, {0, -1, 61, 4, 4, kColumnLines, 2, 3})}) {
+    CheckAgainstReference(ForwardOf(lens, {DType::kF32, 1, 1, 8, 8}, PlanWords(lens, 1, pattern)),
+                          "pairs of tiles");
+  }
+}
+
 TEST_CASE("sparse prefill computes boundaries of modalities") {
   const std::vector<Lens> lens{{260, 300}};
   const auto ids = MixedIds(300);

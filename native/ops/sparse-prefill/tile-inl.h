@@ -1,6 +1,6 @@
-// One tile of query rows against the keys it keeps, wherever they stand: keys are gathered row by
-// row into blocks of 128, so that a strided or listed key costs what a contiguous one does, and a
-// block is full even when the plan's ranges are short. Included once per target.
+// One tile of query rows, or two, against the keys they keep, wherever they stand: keys are
+// gathered row by row into blocks of 128, so that a strided or listed key costs what a contiguous
+// one does, and a block is full even when the plan's ranges are short. Included once per target.
 #if defined(VARLEN_SPARSE_PREFILL_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VARLEN_SPARSE_PREFILL_TILE_INL_H_
 #undef VARLEN_SPARSE_PREFILL_TILE_INL_H_
@@ -126,7 +126,8 @@ class TileBlock {
   static constexpr int64_t kKeyUnits = kKeyBlock / Units::kPerUnit;
 
   // `key_row` and `query_row` are rows of the packed tensors where the sequence starts; `rows` are
-  // the tile's, relative to it.
+  // the tile's, relative to it: at most kTileRows, or twice as many, of which the first kTileRows
+  // are one tile and the rest another.
   TileBlock(const Forward& params, int64_t head, int64_t query_row, int64_t key_row,
             const int32_t* rows, int count)
       : params_(params),
@@ -157,9 +158,10 @@ class TileBlock {
   }
 
   // Key j of the sequence, kept by `rows`. Keys come in ascending order.
-  void Take(int64_t j, RowBits rows) {
+  void Take(int64_t j, RowBits rows, RowBits rows_of_second = 0) {
     column_[filled_] = j;
-    kept_[filled_] = rows;
+    kept_[0][filled_] = rows;
+    kept_[1][filled_] = rows_of_second;
     if (++filled_ == kKeyBlock) Flush();
   }
   // To be called after the last key.
@@ -207,7 +209,9 @@ class TileBlock {
   void Panel(int64_t p) {
     const int64_t height = std::min(kPanel, rows_ - p * kPanel);
     const RowBits all = FirstRows(static_cast<int>(height));
-    const auto rows_of = [&](int64_t c) { return (kept_[c] >> (p * kPanel)) & all; };
+    const RowBits* kept = kept_[p * kPanel / kTileRows];
+    const int64_t skip = p * kPanel % kTileRows;
+    const auto rows_of = [&](int64_t c) { return (kept[c] >> skip) & all; };
     int64_t begin = 0, end = filled_;
     while (begin < end && rows_of(begin) == 0) ++begin;
     while (begin < end && rows_of(end - 1) == 0) --end;
@@ -265,7 +269,7 @@ class TileBlock {
   const float* bias_;
   int64_t filled_ = 0;
   int64_t column_[kKeyBlock];
-  RowBits kept_[kKeyBlock];
+  RowBits kept_[2][kKeyBlock];  // per tile
 };
 
 }  // namespace HWY_NAMESPACE
