@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { deviceInfo, scope, Tensor, varlenAttention } from '../../src/index.js';
+import { deviceInfo, scope, Tensor, varlenAttention, varlenAttentionBackward } from '../../src/index.js';
 import { normals } from '../support/random.js';
 
 // What needs a GPU's memory or its patience. No GPU: these fail, they are not skipped.
@@ -61,8 +61,17 @@ test('a thousand runs give the same bits', () => {
     const rows = cuSeqlens[cuSeqlens.length - 1];
     const [q, k, v] = [1, 2, 3].map((seed) => filled(rows, 8, 128, seed));
     const run = () =>
-      scope(() => varlenAttention(q, k, v, { cuSeqlens, causal: true }).out.dataSync() as Uint16Array);
-    const first = Buffer.from(run().buffer);
-    for (let i = 0; i < 1000; i++) expect(first.equals(Buffer.from(run().buffer)), String(i)).toBe(true);
+      scope(() => {
+        const { out, saved } = varlenAttention(q, k, v, { cuSeqlens, causal: true });
+        const { dq, dk, dv } = varlenAttentionBackward(out, saved);
+        return [out, dq, dk, dv].map((tensor) => Buffer.from((tensor.dataSync() as Uint16Array).buffer));
+      });
+    const first = run();
+    for (let i = 0; i < 1000; i++) {
+      expect(
+        run().every((bits, which) => bits.equals(first[which])),
+        String(i),
+      ).toBe(true);
+    }
   });
 });

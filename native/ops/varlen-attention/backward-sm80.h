@@ -448,11 +448,10 @@ struct BackwardSm80 {
       }
     }
 
-    // --- results, by way of this warp's own rows of the tile ---
+    // --- results, by way of this warp's own rows of the tile, which only its ldmatrix read ---
 
     SIMT_FN void Finish() {
       const int lane = simt::Opaque(simt::LaneIndex());
-      simt::SyncWarp();  // the warp's last reads of those rows
       SIMT_UNROLL
       for (int g = 0; g < kGradients; ++g) {
         const bool of_values = kGivesWeights && g == kGradients - 1;

@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -144,10 +145,10 @@ TEST_CASE("sm_80 backward: every option agrees with the reference") {
                          .num_heads = 2,
                          .num_kv_heads = 1,
                          .head_dim = head_dim,
-                         .slots_q = {90, 140, 33},
-                         .slots_k = {150, 90, 170},
-                         .used_q = {81, 140, 0},
-                         .used_k = {149, 0, 160}});
+                         .slots_q = {90, 140, 33, 50},
+                         .slots_k = {150, 90, 170, 70},
+                         .used_q = {81, 140, 0, 50},
+                         .used_k = {149, 0, 160, 66}});
       variant.apply(c);
       INFO(variant.name);
       CheckCase(c, head_dim == 64 ? 2 : 1);
@@ -168,6 +169,15 @@ TEST_CASE("sm_80 backward: tree masks, with blocks skipped and blocks seen whole
     AddTrees(c, seed * 100);
     CheckCase(c);
   }
+  // Keys 32 .. 63 end with token 128: of the tile of rows that begins there, only the first sees
+  // them.
+  Case c = MakeCase(
+      {.dtype = DType::kBF16, .num_heads = 1, .num_kv_heads = 1, .head_dim = 64, .slots_q = {200}});
+  Ints ends(200, 200);
+  std::fill(ends.begin() + 32, ends.begin() + 129, 129);
+  c.options.key_end = Host(ends);
+  c.options.causal = true;
+  CheckCase(c);
 }
 
 // The small length pairs of flash-attention's own test grid; key/value heads, head dimensions and
