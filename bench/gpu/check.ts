@@ -66,9 +66,9 @@ function attention(headDim: number, causal: boolean, dtype: DType): Check[] {
     return [
       // Half a unit in the last place of values up to 1.5, twice: of P and of the output.
       { op: 'varlenAttention', case: name, error: largest(read(out), want.out), bound: 4 * unit },
-      gradient('dq', dq, want.dq),
-      gradient('dk', dk, want.dk),
-      gradient('dv', dv, want.dv),
+      gradient('dq', dq, want.dq!),
+      gradient('dk', dk, want.dk!),
+      gradient('dv', dv, want.dv!),
     ];
   });
 }

@@ -84,4 +84,27 @@ SIMT_FN double FoldFew(Fold fold, const double* values) {
   return result;
 }
 
+// One block: how many rows `bad(row)` holds for, and the first of them (infinity without one), into
+// found [2]. `partial`: shared memory for 2 doubles per warp.
+template <int kThreads, class Bad>
+SIMT_FN void CountRowsWhere(int64_t num_rows, const Bad& bad, double* partial, double* found) {
+  constexpr int kWarps = kThreads / simt::kWarpSize;
+  double count = 0, first = FoldIdentity(Fold::kMin);
+  for (int64_t row = simt::ThreadIndex(); row < num_rows; row += kThreads) {
+    if (!bad(row)) continue;
+    if (count == 0) first = static_cast<double>(row);
+    ++count;
+  }
+  count = FoldLanes(Fold::kSum, count);
+  first = FoldLanes(Fold::kMin, first);
+  if (simt::LaneIndex() == 0) {
+    simt::Store(partial + simt::WarpIndex(), count);
+    simt::Store(partial + kWarps + simt::WarpIndex(), first);
+  }
+  simt::SyncThreads();
+  if (simt::ThreadIndex() != 0) return;
+  simt::Store(found, FoldFew<kWarps>(Fold::kSum, partial));
+  simt::Store(found + 1, FoldFew<kWarps>(Fold::kMin, partial + kWarps));
+}
+
 }  // namespace varlen

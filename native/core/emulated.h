@@ -80,7 +80,8 @@ inline double ErrorOf(const Doubles& got, const Tensor& want, double floor = 0) 
 }
 
 inline bool SameBits(const Doubles& a, const Doubles& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
+  if (a.size() != b.size() || a.empty()) return a.size() == b.size();
+  return std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
 }
 inline bool SameBits(const std::vector<Doubles>& a, const std::vector<Doubles>& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(),

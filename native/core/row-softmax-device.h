@@ -226,25 +226,12 @@ struct DeviceTargetCheck {
 
   // One block.
   static SIMT_FN void Run(const Params& p, unsigned char* shared) {
-    auto* partial = reinterpret_cast<double*>(shared);
-    double count = 0, first = FoldIdentity(Fold::kMin);
-    for (int64_t row = simt::ThreadIndex(); row < p.num_rows; row += kThreads) {
-      if (!RowCounts(p.mask, p.weights, row)) continue;
+    const auto bad = [&](int64_t row) {
+      if (!RowCounts(p.mask, p.weights, row)) return false;
       const int32_t target = simt::Load(p.targets + row);
-      if (target >= 0 && target < p.vocab_size) continue;
-      if (count == 0) first = static_cast<double>(row);
-      ++count;
-    }
-    count = FoldLanes(Fold::kSum, count);
-    first = FoldLanes(Fold::kMin, first);
-    if (simt::LaneIndex() == 0) {
-      simt::Store(partial + simt::WarpIndex(), count);
-      simt::Store(partial + kWarps + simt::WarpIndex(), first);
-    }
-    simt::SyncThreads();
-    if (simt::ThreadIndex() != 0) return;
-    simt::Store(p.found, FoldFew<kWarps>(Fold::kSum, partial));
-    simt::Store(p.found + 1, FoldFew<kWarps>(Fold::kMin, partial + kWarps));
+      return target < 0 || target >= p.vocab_size;
+    };
+    CountRowsWhere<kThreads>(p.num_rows, bad, reinterpret_cast<double*>(shared), p.found);
   }
 };
 

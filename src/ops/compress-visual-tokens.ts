@@ -6,7 +6,8 @@ import type { Stream } from '../tensor/stream.js';
 import { refuseTracked } from '../tensor/tape.js';
 import { Tensor } from '../tensor/tensor.js';
 
-interface SharedOptions {
+/** Options of {@link compressVisualTokens}. */
+export type CompressVisualTokensOptions = {
   /** Where the tokens of each image start, `[numImages + 1]`; the last entry is `numTokens`. */
   readonly imageOffsets: Int32Array;
   /** What similarity is measured on, `[numTokens, metricDim]`. Default: the features. */
@@ -21,30 +22,26 @@ interface SharedOptions {
   readonly frameTokens?: number;
   /** Default: the device's own. */
   readonly stream?: Stream;
-}
-
-/** Options of {@link compressVisualTokens}. */
-export type CompressVisualTokensOptions = SharedOptions &
-  (
-    | {
-        /** Rounds of merging the most similar pairs, to a number of tokens. */
-        readonly mode: 'bipartite';
-        /** Share of each image's tokens to end with, in (0, 1]; or `targetTokens`. */
-        readonly keepRatio?: number;
-        /** Tokens of each image to end with; smaller images stay whole. */
-        readonly targetTokens?: number;
-        /** A token that was merged counts once for each it holds, or once. Default `'size'`. */
-        readonly weighting?: 'size' | 'uniform';
-      }
-    | {
-        /** One pass that merges what is similar enough. */
-        readonly mode: 'threshold';
-        /** Cosine from which on a token joins another, 0 to 1. Default 0.95. */
-        readonly threshold?: number;
-        /** Least and largest share of each image's tokens to end with. Default `[0, 1]`. */
-        readonly keepRatio?: readonly [min: number, max: number];
-      }
-  );
+} & (
+  | {
+      /** Rounds of merging the most similar pairs, to a number of tokens. */
+      readonly mode: 'bipartite';
+      /** Share of each image's tokens to end with, in (0, 1]; or `targetTokens`. */
+      readonly keepRatio?: number;
+      /** Tokens of each image to end with; smaller images stay whole. */
+      readonly targetTokens?: number;
+      /** A token that was merged counts once for each it holds, or once. Default `'size'`. */
+      readonly weighting?: 'size' | 'uniform';
+    }
+  | {
+      /** One pass that merges what is similar enough. */
+      readonly mode: 'threshold';
+      /** Cosine from which on a token joins another, 0 to 1. Default 0.95. */
+      readonly threshold?: number;
+      /** Least and largest share of each image's tokens to end with. Default `[0, 1]`. */
+      readonly keepRatio?: readonly [min: number, max: number];
+    }
+);
 
 /** Result of {@link compressVisualTokens}; disposing it disposes all tensors. */
 export interface CompressedTokens extends Disposable {

@@ -55,9 +55,10 @@ const KEYS = [
 ] as const;
 
 /**
- * `generalizedJsd` of the logits `hidden weight^T + bias` of both sides, which never exist: they are computed a
- * tile at a time. Takes a few megabytes per thread beside its results, whatever the number of tokens and words.
- * Student and teacher share the vocabulary; their hidden sizes and dtypes may differ.
+ * `generalizedJsd` of the logits `hidden weight^T + bias` of both sides, which never all exist: they are computed a
+ * tile at a time. Takes a few megabytes per thread beside its results, whatever the number of tokens and words; on a
+ * GPU, where those of a chunk of tokens exist, 1 GiB, or what 128 tokens need where that is more. Student and teacher
+ * share the vocabulary; their hidden sizes and dtypes may differ.
  *
  * Over the largest words of one side (the default, 100 of the student's) each side is multiplied once forward;
  * over the whole vocabulary twice, and both once more for the gradient. Gradients are computed for those of

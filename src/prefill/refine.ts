@@ -94,7 +94,7 @@ export function refinePrompt(mass: ArrayLike<number>, options?: RefineOptions): 
   const kept = new Uint8Array(tokens).fill(1, 0, Math.min(sinks, tokens)).fill(1, Math.max(0, tokens - last));
   for (let id = 0; id < Math.max(1, names.length); id++) {
     const own = Array.from({ length: tokens }, (_, x) => x).filter((x) => ids === undefined || ids[x] === id);
-    const weight = (x: number): number => (mass[x] > 0 ? mass[x] : 0); // NaN last
+    const weight = (x: number): number => Math.max(0, mass[x]) || 0; // NaN last
     own.sort((a, b) => weight(b) - weight(a) || a - b);
     const total = own.reduce((sum, x) => sum + weight(x), 0);
     let held = 0;

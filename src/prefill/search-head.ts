@@ -124,7 +124,7 @@ export class HeadSearch {
 }
 
 /** A plan of one head that is neither made dense nor certified. */
-export function planFor({ q, k, modality }: OneHead, pattern: HeadPattern): PrefillPlan {
+function planFor({ q, k, modality }: OneHead, pattern: HeadPattern): PrefillPlan {
   return planPrefill({ heads: pattern }, q, k, {
     cuSeqlens: Int32Array.of(0, q.shape[0]),
     denseBelow: 0,

@@ -1,5 +1,6 @@
 import { argumentError, varlenError } from '../errors.js';
 import { accumulate } from '../native/binding.js';
+import type { DType } from './dtype.js';
 import { scope } from './lifetime.js';
 import type { Tensor } from './tensor.js';
 
@@ -19,7 +20,8 @@ export interface TapeNode {
   readonly op: string;
   /** Position in the order of calls. */
   readonly order: number;
-  readonly outputs: number;
+  /** Element types of its outputs. */
+  readonly outputs: readonly DType[];
   edges: readonly Edge[];
   saved: readonly Disposable[];
   /** `undefined` once the node is freed. */
@@ -99,8 +101,9 @@ export function record(
 ): void {
   const edges = inputs.map(edgeTo);
   for (const node of nodesOf(edges)) node.users++;
-  const { length } = outputs;
-  const node: TapeNode = { op, order: nextOrder++, outputs: length, edges, saved, backward, users: length };
+  const dtypes = outputs.map(({ dtype }) => dtype);
+  const users = outputs.length;
+  const node: TapeNode = { op, order: nextOrder++, outputs: dtypes, edges, saved, backward, users };
   for (const [output, tensor] of outputs.entries()) tensor.track({ node, output });
 }
 
@@ -169,6 +172,18 @@ function add(sum: Tensor, gradient: Tensor): Tensor {
   gradient.dispose();
   if (own !== sum) sum.dispose();
   return own;
+}
+
+/**
+ * Ops give the gradient of a parameter in float32. Where a 16-bit result of another op stood in its place
+ * (rows that `embedding` picks, say), the sum is rounded once to what that op's backward reads.
+ */
+function roundToOutputs({ outputs }: TapeNode, gradients: (Tensor | undefined)[]): void {
+  for (const [i, gradient] of gradients.entries()) {
+    if (gradient === undefined || gradient.dtype === outputs[i]) continue;
+    gradients[i] = gradient.copy(outputs[i]);
+    gradient.dispose();
+  }
 }
 
 /** Parameters keep their gradient in float32 whatever their own element type. */
@@ -289,7 +304,7 @@ function walkBack(
     }
     let slots = gradients.get(edge.node);
     if (slots === undefined) {
-      slots = new Array(edge.node.outputs).fill(undefined);
+      slots = new Array(edge.node.outputs.length).fill(undefined);
       gradients.set(edge.node, slots);
     }
     const sum = slots[edge.output];
@@ -303,6 +318,7 @@ function walkBack(
     for (const node of nodes) {
       const slots = gradients.get(node);
       if (slots !== undefined) {
+        roundToOutputs(node, slots);
         const inputs = node.backward!(slots);
         for (const [i, value] of inputs.entries()) {
           if (value !== undefined) give(node.edges[i], value);

@@ -3,8 +3,10 @@ import { runInNewContext } from 'node:vm';
 import { afterEach, describe, expect, test } from 'vitest';
 import {
   checkpoint,
+  embedding,
   memoryStats,
   noGrad,
+  rmsNorm,
   Stream,
   sampling,
   scope,
@@ -145,6 +147,29 @@ describe('backward', () => {
         expect(read(q.grad).some((value) => value !== 0)).toBe(true);
         q.grad?.dispose();
       }
+    });
+  });
+
+  test('goes through 16-bit results that stand in a parameter’s place, rounding their gradient once', () => {
+    scope(() => {
+      const x = Tensor.from(values(1, 12), { shape: [3, 4], dtype: 'bfloat16', requiresGrad: true });
+      const ones = Tensor.from(new Float32Array(4).fill(1), { shape: [4], dtype: 'bfloat16' });
+      const given = Tensor.from(values(2, 16), { shape: [4, 4], dtype: 'bfloat16' });
+      const gradient = (rows: Tensor, upstream: Tensor): unknown => {
+        rows.backward(upstream);
+        const result = x.grad!.copy().dataSync();
+        x.grad!.dispose();
+        x.grad = null;
+        return result;
+      };
+      const picked = embedding(rmsNorm(x, ones), Int32Array.of(2, 0, 2, 1));
+      // The same by hand: the two rows that picked row 2 are added in float32.
+      const wide = given.to('float32').dataSync() as Float32Array;
+      const sums = Float32Array.from({ length: 12 }, (_, i) =>
+        i < 4 ? wide[4 + i] : i < 8 ? wide[8 + i] : wide[i - 8] + wide[i],
+      );
+      const whole = Tensor.from(sums, { shape: [3, 4], dtype: 'bfloat16' });
+      expect(gradient(picked, given)).toEqual(gradient(rmsNorm(x, ones), whole));
     });
   });
 

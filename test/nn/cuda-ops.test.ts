@@ -16,6 +16,7 @@ import {
   Tensor,
   writeRows,
 } from '../../src/index.js';
+import { distance, type Side } from '../support/both-devices.js';
 import { gpu } from '../support/emulated-gpu.js';
 import { countTensors, expectLate, read, taken } from '../support/ops.js';
 import { normals } from '../support/random.js';
@@ -25,7 +26,6 @@ import { normals } from '../support/random.js';
 
 countTensors();
 
-type Place = 'cpu' | 'cuda';
 type FloatType = 'float32' | 'float16' | 'bfloat16';
 
 const sizeOf = (shape: readonly number[]) => shape.reduce((product, n) => product * n, 1);
@@ -35,7 +35,7 @@ class Inputs {
   readonly leaves: Tensor[] = [];
   #seed = 1;
   constructor(
-    readonly device: Place,
+    readonly device: Side,
     readonly dtype: FloatType,
   ) {}
 
@@ -115,7 +115,7 @@ const CASES: readonly [string, Case][] = [
   ],
 ];
 
-function outcome(device: Place, dtype: FloatType, compute: Case): number[][] {
+function outcome(device: Side, dtype: FloatType, compute: Case): number[][] {
   return scope(() => {
     const inputs = new Inputs(device, dtype);
     const results = compute(inputs);
@@ -134,12 +134,6 @@ function outcome(device: Place, dtype: FloatType, compute: Case): number[][] {
 /** Units in the last place of the largest value: roundings of the storage type, or of float32 sums. */
 const ROUNDING = { float32: 2 ** -20, float16: 2 ** -10, bfloat16: 2 ** -7 } as const;
 
-function expectClose(got: readonly number[], want: readonly number[], tolerance: number): void {
-  expect(got).toHaveLength(want.length);
-  const scale = Math.max(1e-30, ...want.map(Math.abs));
-  for (const [i, value] of got.entries()) expect(Math.abs(value - want[i]) / scale).toBeLessThan(tolerance);
-}
-
 describe.each(CASES)('%s', (_, compute) => {
   test.each(['float32', 'float16', 'bfloat16'] as const)(
     'gives on a GPU what it gives on the CPU: %s',
@@ -147,7 +141,8 @@ describe.each(CASES)('%s', (_, compute) => {
       const there = outcome('cuda', dtype, compute);
       const here = outcome('cpu', dtype, compute);
       expect(there).toHaveLength(here.length);
-      for (const [i, values] of there.entries()) expectClose(values, here[i], ROUNDING[dtype]);
+      for (const [i, values] of there.entries())
+        expect(distance(values, here[i])).toBeLessThan(ROUNDING[dtype]);
     },
   );
 });
@@ -160,7 +155,7 @@ describe.each(['float32', 'float16', 'bfloat16'] as const)('sampling of %s logit
     ['the likeliest', { temperature: 0 }],
     ['a filtered distribution', { temperature: 0.7, topK: 20, topP: 0.9, minP: 0.01 }],
   ])('draws the same tokens on a GPU: %s', (_, options) => {
-    const draw = (device: Place) =>
+    const draw = (device: Side) =>
       scope(() => {
         const logits = new Inputs(device, dtype).some([5, 67]);
         const random = device === 'cuda' ? Tensor.from(RANDOM, { device }) : RANDOM;
@@ -169,7 +164,7 @@ describe.each(['float32', 'float16', 'bfloat16'] as const)('sampling of %s logit
       });
     const [there, here] = [draw('cuda'), draw('cpu')];
     expect(there.tokens).toEqual(here.tokens);
-    expectClose(there.numbers, here.numbers, 1e-5);
+    expect(distance(there.numbers, here.numbers)).toBeLessThan(1e-5);
   });
 });
 
@@ -178,7 +173,7 @@ describe('the optimizer', () => {
   const SHAPES = [[5], [0], [3, 1700], [4096], [1]];
 
   test('gradClip measures and scales tensors of any size as on the CPU, with the same bits each time', () => {
-    const clip = (device: Place) =>
+    const clip = (device: Side) =>
       scope(() => {
         const inputs = new Inputs(device, 'float32');
         const gradients = SHAPES.map((shape) => inputs.some(shape));
@@ -186,7 +181,7 @@ describe('the optimizer', () => {
         return [norm, ...gradients].map(read);
       });
     const there = clip('cuda');
-    for (const [i, values] of clip('cpu').entries()) expectClose(there[i], values, 1e-6);
+    for (const [i, values] of clip('cpu').entries()) expect(distance(there[i], values)).toBeLessThan(1e-6);
     expect(clip('cuda')).toEqual(there);
   });
 
@@ -195,7 +190,7 @@ describe('the optimizer', () => {
     ['bfloat16', { weightDecay: 0.1 }],
     ['float16', { epsBeforeCorrection: true, weightDecay: 0.1 }],
   ] as const)('adamw steps many tensors at once as on the CPU: %s', (dtype, options) => {
-    const step = (device: Place) =>
+    const step = (device: Side) =>
       scope(() => {
         const inputs = new Inputs(device, dtype);
         const of = (wide: DType) => SHAPES.map((shape) => inputs.some(shape, wide));
@@ -212,7 +207,7 @@ describe('the optimizer', () => {
     const there = step('cuda');
     const roundings = SHAPES.length; // of the parameters; all else is float32
     for (const [i, values] of step('cpu').entries()) {
-      expectClose(there[i], values, i < roundings ? ROUNDING[dtype] : 1e-6);
+      expect(distance(there[i], values)).toBeLessThan(i < roundings ? ROUNDING[dtype] : 1e-6);
     }
   });
 });

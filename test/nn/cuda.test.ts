@@ -5,6 +5,7 @@ import {
   type CausalLMConfig,
   type CausalLMInput,
   clipGradNorm,
+  crossEntropy,
   memoryStats,
   noGrad,
   scope,
@@ -12,6 +13,7 @@ import {
   type VarlenError,
 } from '../../src/index.js';
 import { generate, TextGenerator } from '../../src/trainer/generate.js';
+import { distance, type Side } from '../support/both-devices.js';
 import { CUDA_ERROR, failNext } from '../support/emulated-gpu.js';
 import { countTensors, read } from '../support/ops.js';
 import { normals } from '../support/random.js';
@@ -41,13 +43,6 @@ const INPUT: CausalLMInput = {
   cuSeqlens: Int32Array.of(0, 3, 4, 8),
 };
 const ROWS = Int32Array.of(2, 3, 7);
-
-/** Largest difference, relative to the largest value. */
-function distance(a: readonly number[], b: readonly number[]): number {
-  expect(a).toHaveLength(b.length);
-  const scale = Math.max(...b.map(Math.abs));
-  return Math.max(...a.map((value, i) => Math.abs(value - b[i]))) / scale;
-}
 
 const logitsOf = (model: CausalLM, input = INPUT) =>
   scope(() => noGrad(() => read(model.logits(model.forward(input), ROWS))));
@@ -133,7 +128,7 @@ describe('moving a model', () => {
 
 describe('training', () => {
   /** Two steps on gradients that both devices are given. */
-  function steps(device: 'cpu' | 'cuda', dtype: 'float32' | 'bfloat16') {
+  function steps(device: Side, dtype: 'float32' | 'bfloat16') {
     return scope(() => {
       using model = CausalLM.create(TINY, { device, seed: 5, dtype });
       using optimizer = new AdamW([{ params: model.parameters() }], { lr: 0.01, weightDecay: 0.1 });
@@ -177,6 +172,47 @@ describe('training', () => {
   });
 });
 
+describe.each(VARIANTS)('whole training steps of %s', (_, config) => {
+  const TARGETS = Int32Array.of(5, 12, 0, 3, 3, 7, 9, 1);
+
+  /** Losses of a few steps on one batch, and the gradients of the first. */
+  function losses(device: Side, checkpoint = false, steps = 4) {
+    return scope(() => {
+      using model = CausalLM.create(config, { device, seed: 7, dtype: 'bfloat16' });
+      using optimizer = new AdamW([{ params: model.parameters() }], { lr: 0.02 });
+      const values: number[] = [];
+      let gradients: number[][] = [];
+      for (let step = 0; step < steps; step++) {
+        scope(() => {
+          const { loss } = crossEntropy(model.logits(model.forward({ ...INPUT, checkpoint })), TARGETS);
+          loss.backward();
+          values.push(...read(loss));
+        });
+        if (step === 0) gradients = [...model.parameters()].map(([, { grad }]) => read(grad));
+        using gradientNorm = clipGradNorm(model.parameters(), 1);
+        optimizer.step({ gradientNorm });
+        optimizer.zeroGrad();
+      }
+      return { values, gradients };
+    });
+  }
+
+  test('agree with the CPU, learn, and repeat their bits', () => {
+    const there = losses('cuda');
+    const here = losses('cpu');
+    expect(distance(there.values, here.values)).toBeLessThan(0.02);
+    for (const [i, gradient] of there.gradients.entries()) {
+      expect(distance(gradient, here.gradients[i])).toBeLessThan(0.1); // bfloat16, twice through two layers
+    }
+    expect(there.values.at(-1)).toBeLessThan(0.7 * there.values[0]);
+    expect(losses('cuda')).toEqual(there);
+  });
+
+  test('get the same gradients from recomputed layers', () => {
+    expect(losses('cuda', true, 1)).toEqual(losses('cuda', false, 1));
+  });
+});
+
 test('a launch that fails in the middle of a model rejects with its op, and the model lives', async () => {
   using model = CausalLM.create(TINY, { device: 'cuda', dtype: 'bfloat16', requiresGrad: false });
   const want = logitsOf(model);
@@ -194,7 +230,7 @@ test('a generator draws on the GPU what it draws on the CPU, but for roundings',
     { id: 'b', promptIds: Int32Array.of(7), tokens: new Int32Array(0) },
     { id: 'c', promptIds: Int32Array.of(9, 1, 9, 1), tokens: new Int32Array(0) },
   ];
-  const drawn = async (device: 'cpu' | 'cuda') => {
+  const drawn = async (device: Side) => {
     using model = CausalLM.create(TINY, { device, seed: 6, dtype: 'float16', requiresGrad: false });
     using generator = new TextGenerator(model, { slots: 2, slotTokens: 12, stopIds: [0], seed: 1 });
     const events = await generate(generator, prompts, 6);

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type DType, linear, scope, Tensor, type VarlenError } from '../../src/index.js';
+import { distance, type Side } from '../support/both-devices.js';
 import { gpu } from '../support/emulated-gpu.js';
 import { countTensors, read } from '../support/ops.js';
 import { normals } from '../support/random.js';
@@ -49,7 +50,7 @@ function launches(...inputs: Tensor[]): number {
 }
 
 /** y, and the gradients of x, W and b, in a device's arithmetic. */
-function passes({ rows, inFeatures, outFeatures }: Shape, dtype: DType, device: 'cpu' | 'cuda') {
+function passes({ rows, inFeatures, outFeatures }: Shape, dtype: DType, device: Side) {
   return scope(() => {
     const make = (shape: number[], seed: number, requiresGrad: boolean) => {
       const size = shape.reduce((product, n) => product * n, 1);
@@ -69,12 +70,6 @@ function passes({ rows, inFeatures, outFeatures }: Shape, dtype: DType, device: 
     }
     return { values, forward };
   });
-}
-
-/** Largest difference, relative to the largest value. */
-function distance(a: readonly number[], b: readonly number[]): number {
-  const scale = Math.max(...b.map(Math.abs));
-  return Math.max(...a.map((value, i) => Math.abs(value - b[i]))) / scale;
 }
 
 const TOLERANCE = { float32: 2e-6, float16: 1e-3, bfloat16: 8e-3 } as const;

@@ -12,7 +12,7 @@ import { Tensor } from '../../src/tensor/index.js';
 
 const FROM = 2000; // rows before it are left out, as in the reference
 
-export function tensors(head: SynthHead): { q: Tensor; k: Tensor; v: Tensor } {
+function tensors(head: SynthHead): { q: Tensor; k: Tensor; v: Tensor } {
   const { tokens, headDim } = head;
   const make = (data: Float32Array): Tensor =>
     Tensor.from(data, { shape: [tokens, 1, headDim], device: 'cpu' });

@@ -13,10 +13,10 @@
 //
 //   z[t, v] = cap(logitScale * (hidden[t] . weight[v] + bias[v])) / temperature, on both sides
 //
-// Logits exist a tile at a time (core/linear-logits.h). Over the whole vocabulary two passes make
-// the loss, as the mixture needs both log-sum-exps first, and one more the gradient; over the
-// largest words of one side, or over stored log-probabilities, each side takes one pass. Gradients
-// go to the student's head alone.
+// On the CPU logits exist a tile at a time (core/linear-logits.h); on a GPU those of a chunk of
+// tokens do (passes.h). Over the whole vocabulary two passes make the loss, as the mixture needs
+// both log-sum-exps first, and one more the gradient; over the largest words of one side, or over
+// stored log-probabilities, each side takes one pass. Gradients go to the student's head alone.
 namespace varlen::fused_linear_jsd {
 
 // The teacher's head, by its own names; absent with stored log-probabilities.

@@ -4,7 +4,7 @@
 
 #include "core/emulated.h"
 #include "core/linear-head-emulated.h"
-#include "core/loss/device.h"
+#include "core/loss/emulated-loss.h"
 #include "core/op_test.h"
 #include "doctest/doctest.h"
 #include "ops/policy-loss-from-hidden/kernels.h"
@@ -106,12 +106,11 @@ template <class T>
 Results Emulate(const Case& c, const EmulatedRun& run = {}, double* found = nullptr) {
   const Forward& f = c.forward;
   const Backward& b = c.backward;
-  const int64_t rows = f.head.total_tokens(), seqs = f.batch.num_seqs();
+  const int64_t rows = f.head.total_tokens();
   EmulatedHead<T> head(f.head, f.options.target_ids, f.options.shape(), run);
   const auto mask = Upload<uint8_t>(f.batch.loss_mask);
-  const simt::GlobalArray<double> lse(rows), sums(loss::kNumSums), bad(2);
-  const simt::GlobalArray<float> logprobs(rows), entropies(rows), squares(rows), total(1),
-      d_logprobs(rows), d_entropies(rows), inverse_mean(1);
+  const simt::GlobalArray<double> lse(rows), bad(2);
+  const simt::GlobalArray<float> logprobs(rows), entropies(rows), squares(rows);
   CHECK(head.template Launch<DeviceTargetCheck>(1, {Given(mask), nullptr, head.in().targets, rows,
                                                     f.head.vocab_size(), bad.data()}) == "");
   if (found != nullptr) std::copy(bad.begin(), bad.end(), found);
@@ -119,54 +118,26 @@ Results Emulate(const Case& c, const EmulatedRun& run = {}, double* found = null
             {Given(mask), nullptr},
             LossRowSink{lse.data(), logprobs.data(), entropies.data(), squares.data()}) == "");
 
-  const simt::GlobalArray<int32_t> cu(f.batch.cu_seqlens.data(), seqs + 1);
-  const auto old = Upload<float>(f.batch.old_logprobs);
-  const simt::GlobalArray<float> advantages(f.batch.advantages.data(), seqs),
-      scale(f.batch.seq_scale.data(), seqs);
-  const int64_t slots = loss::NumSlots(rows, seqs);
-  const simt::GlobalArray<double> partials(slots * loss::kRowDoubles),
-      row_sums(seqs * loss::kRowDoubles);
-  const simt::GlobalArray<loss::SequenceState> sequences(seqs);
-  const simt::GlobalArray<loss::DeviceReport> report(1);
-  loss::DeviceArguments a{};
-  a.config = f.config;
-  a.in.num_tokens = rows;
-  a.in.num_seqs = seqs;
-  a.in.cu_seqlens = cu.data();
-  a.in.logprobs = logprobs.data();
-  a.in.old_logprobs = old.data();
-  a.in.loss_mask = Given(mask);
-  a.in.advantages = advantages.data();
-  a.in.seq_scale = scale.data();
-  a.in.entropies = entropies.data();
-  a.out.loss = total.data();
-  a.out.d_logprobs = d_logprobs.data();
-  a.out.sums = sums.data();
-  a.out.d_entropies = d_entropies.data();
-  a.partials = partials.data();
-  a.rows = row_sums.data();
-  a.sequences = sequences.data();
-  a.inverse_mean = inverse_mean.data();
-  a.report = report.data();
-  CHECK(loss::LaunchPasses<float>(
-            a, std::string(), [&]<class Kernel>(int64_t, const loss::DeviceArguments& params) {
-              return std::string(simt::Launch<Kernel>(1, Kernel::kSharedBytes, params).message());
-            }) == "");
+  const EmulatedLoss loss(f.batch, f.config, logprobs.data(), entropies.data(), rows, run.seed);
 
   const auto d_loss = Upload<float>(b.d_loss), d_logprobs_out = Upload<float>(b.d_logprobs_out),
              d_entropies_out = Upload<float>(b.d_entropies_out);
-  const RowSource source{Given(mask),        d_loss.data(),         d_logprobs.data(),
-                         d_entropies.data(), Given(d_logprobs_out), Given(d_entropies_out),
+  const RowSource source{Given(mask),
+                         d_loss.data(),
+                         loss.d_logprobs.data(),
+                         loss.d_entropies.data(),
+                         Given(d_logprobs_out),
+                         Given(d_entropies_out),
                          entropies.data()};
   const LinearHeadGradients& wanted = b.gradients;
   CHECK(head.Gradients(source, lse.data(), wanted.want_hidden, wanted.want_weight,
                        wanted.want_bias) == "");
-  return {Widen(total),
-          Widen(d_logprobs),
+  return {Widen(loss.total),
+          Widen(loss.d_logprobs),
           Widen(logprobs),
           Widen(entropies),
           Widen(lse),
-          Widen(d_entropies),
+          Widen(loss.d_entropies),
           Widen(squares),
           Widen(head.d_hidden()),
           Widen(head.d_weight()),

@@ -2,7 +2,7 @@
 #include <limits>
 
 #include "core/emulated.h"
-#include "core/loss/device.h"
+#include "core/loss/emulated-loss.h"
 #include "core/op_test.h"
 #include "core/row-softmax-device.h"
 #include "doctest/doctest.h"
@@ -274,12 +274,15 @@ TEST_CASE("CUDA logits rows: the row reference here is the op's") {
 template <class T>
 void CheckChain(loss::Level level, uint32_t seed) {
   const std::vector<int32_t> cu_values{0, 9, 10, 10, 22};
-  const int64_t rows = 22, n = 45, seqs = 4;
+  const int64_t rows = 22, n = 45;
   Forward p;
   p.logits = testing::Random(DTypeOf<T>::value, {rows, n}, seed, 1.5);
   p.batch.old_logprobs = testing::Random(DType::kF32, {rows}, seed + 1, 0.5);
   p.batch.ref_logprobs = testing::Random(DType::kF32, {rows}, seed + 2, 0.5);
   p.batch.loss_mask = Tensor::Empty(DType::kU8, {rows});
+  // A token without a weight, or outside the KL mask, earns no entropy bonus.
+  p.batch.kl_mask = Tensor::Empty(DType::kU8, {rows});
+  std::vector<float> weights;
   std::vector<int32_t> target_values;
   for (int64_t t = 0; t < rows; ++t) {
     target_values.push_back(static_cast<int32_t>((t * 31 + seed) % n));
@@ -287,12 +290,15 @@ void CheckChain(loss::Level level, uint32_t seed) {
       tensor.data<float>()[t] -= 5.5f;
     }
     p.batch.loss_mask.data<uint8_t>()[t] = t % 5 != 4;
+    p.batch.kl_mask.data<uint8_t>()[t] = t % 7 != 3;
+    weights.push_back(t % 6 == 2 ? 0.0f : 1.5f);
   }
   const std::vector<float> advantage_values{0.7f, -0.4f, 1.0f, 0.5f};
   const std::vector<float> scale_values{0.1f, 0.2f, 0.3f, 0.4f};
   p.target_ids = testing::Host(target_values);
   p.batch.cu_seqlens = testing::Host(cu_values);
   p.batch.advantages = testing::Host(advantage_values);
+  p.batch.token_weights = testing::Host(weights);
   p.batch.advantages_per = 1;
   p.batch.seq_scale = testing::Host(scale_values);
   p.config.ratio_level = static_cast<int64_t>(level);
@@ -322,19 +328,9 @@ void CheckChain(loss::Level level, uint32_t seed) {
 
   const simt::GlobalArray<T> logits(p.logits.template data<T>(), rows * n);
   const simt::GlobalArray<uint8_t> mask(p.batch.loss_mask.template data<uint8_t>(), rows);
-  const simt::GlobalArray<int32_t> targets(target_values), cu(cu_values);
-  const simt::GlobalArray<float> old(p.batch.old_logprobs.template data<float>(), rows),
-      ref(p.batch.ref_logprobs.template data<float>(), rows), advantages(advantage_values),
-      scale(scale_values);
-  const simt::GlobalArray<double> lse(rows), sums(loss::kNumSums);
-  const simt::GlobalArray<float> logprobs(rows), entropies(rows), squares(rows), total(1),
-      d_logprobs(rows), d_entropies(rows), inverse_mean(1);
-  const int64_t slots = loss::NumSlots(rows, seqs);
-  const simt::GlobalArray<double> first(slots * loss::kFirstDoubles),
-      first_sums(seqs * loss::kFirstDoubles), partials(slots * loss::kRowDoubles),
-      row_sums(seqs * loss::kRowDoubles);
-  const simt::GlobalArray<loss::SequenceState> sequences(seqs);
-  const simt::GlobalArray<loss::DeviceReport> report(1);
+  const simt::GlobalArray<int32_t> targets(target_values);
+  const simt::GlobalArray<double> lse(rows);
+  const simt::GlobalArray<float> logprobs(rows), entropies(rows), squares(rows);
   const auto check = [](const simt::LaunchResult& result) {
     CHECK(std::string(result.message()) == "");
   };
@@ -344,40 +340,14 @@ void CheckChain(loss::Level level, uint32_t seed) {
   check(simt::Launch<LossRows<T>>(
       3, LossRows<T>::kSharedBytes,
       {in, {lse.data(), logprobs.data(), entropies.data(), squares.data()}}, {.seed = seed}));
-  loss::DeviceArguments a{};
-  a.config = p.config;
-  a.in.num_tokens = rows;
-  a.in.num_seqs = seqs;
-  a.in.cu_seqlens = cu.data();
-  a.in.logprobs = logprobs.data();
-  if (p.config.reads_old()) a.in.old_logprobs = old.data();
-  a.in.ref_logprobs = ref.data();
-  a.in.loss_mask = mask.data();
-  a.in.advantages = advantages.data();
-  a.in.seq_scale = scale.data();
-  a.in.entropies = entropies.data();
-  a.out.loss = total.data();
-  a.out.d_logprobs = d_logprobs.data();
-  a.out.sums = sums.data();
-  a.out.d_entropies = d_entropies.data();
-  a.first = first.data();
-  a.first_sums = first_sums.data();
-  a.partials = partials.data();
-  a.rows = row_sums.data();
-  a.sequences = sequences.data();
-  a.inverse_mean = inverse_mean.data();
-  a.report = report.data();
-  CHECK(loss::LaunchPasses<float>(
-            a, std::string(), [&]<class Kernel>(int64_t, const loss::DeviceArguments& params) {
-              return std::string(
-                  simt::Launch<Kernel>(1, Kernel::kSharedBytes, params, {.seed = seed}).message());
-            }) == "");
+  const testing::EmulatedLoss loss(p.batch, p.config, logprobs.data(), entropies.data(), rows,
+                                   seed);
   const simt::GlobalArray<float> d_loss(std::vector<float>{kDLoss});
   check(simt::Launch<RowGradients<T>>(
       3, RowGradients<T>::kSharedBytes,
       {in,
        lse.data(),
-       {d_loss.data(), d_logprobs.data(), d_entropies.data(), entropies.data()},
+       {d_loss.data(), loss.d_logprobs.data(), loss.d_entropies.data(), entropies.data()},
        logits.data(),
        n,
        false},
@@ -386,13 +356,13 @@ void CheckChain(loss::Level level, uint32_t seed) {
   const auto error = [](const auto& got, const Tensor& wanted) {
     return testing::ErrorOf(testing::Widen(got), wanted);
   };
-  CHECK(error(total, want[kLoss]) <= 3e-6);
+  CHECK(error(loss.total, want[kLoss]) <= 3e-6);
   CHECK(error(logprobs, want[kLogprobs]) <= 1e-6);
   CHECK(error(lse, want[kLse]) <= 1e-6);
   CHECK(error(entropies, want[kEntropies]) <= 2e-6);
   CHECK(error(squares, want[kSquares]) <= 2e-6);
-  CHECK(error(d_logprobs, want[kDLogprobs]) <= 3e-6);
-  CHECK(error(d_entropies, want[kDEntropies]) <= 1e-6);
+  CHECK(error(loss.d_logprobs, want[kDLogprobs]) <= 3e-6);
+  CHECK(error(loss.d_entropies, want[kDEntropies]) <= 1e-6);
   const double unit = sizeof(T) == 4 ? 0 : std::is_same_v<T, half> ? 0x1p-11 : 0x1p-8;
   CHECK(error(logits, want_gradient) <= 4e-6 + unit);
 }

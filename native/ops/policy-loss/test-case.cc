@@ -305,7 +305,8 @@ double LargestOf(const Doubles& a) {
 }
 
 bool SameBits(const Doubles& a, const Doubles& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
+  if (a.size() != b.size() || a.empty()) return a.size() == b.size();
+  return std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
 }
 
 }  // namespace varlen::policy_loss::testing

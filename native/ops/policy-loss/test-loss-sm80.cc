@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "core/loss/device.h"
+#include "core/loss/emulated-loss.h"
 #include "doctest/doctest.h"
 #include "ops/policy-loss/test-case.h"
 
@@ -16,6 +16,7 @@ using loss::Clip;
 using loss::Correction;
 using loss::Kl;
 using loss::Level;
+using varlen::testing::Given;
 
 constexpr uint64_t kSeeds = 4;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
@@ -45,10 +46,6 @@ simt::GlobalArray<T> Upload(const Doubles& values) {
   for (double value : values) narrow.push_back(T(static_cast<float>(value)));
   return simt::GlobalArray<T>(narrow);
 }
-template <class T>
-T* Given(const simt::GlobalArray<T>& array) {
-  return array.size() > 0 ? array.data() : nullptr;
-}
 
 template <class T>
 DeviceResults Emulate(const Case& c, const Run& run) {
@@ -62,15 +59,10 @@ DeviceResults Emulate(const Case& c, const Run& run) {
   const auto advantages = Upload<float>(c.advantages), weights = Upload<float>(c.token_weights);
   const auto scale = Upload<float>(c.seq_scale), entropies = Upload<float>(c.entropies);
   const simt::GlobalArray<float> total(1), d_logprobs(tokens), per_token(tokens),
-      sequence_losses(seqs), d_entropies(tokens), inverse_mean(1);
+      sequence_losses(seqs), d_entropies(tokens);
   const simt::GlobalArray<double> sums(loss::kNumSums);
   const simt::GlobalArray<int32_t> sequence_tokens(seqs);
-  const int64_t slots = loss::NumSlots(tokens, seqs);
-  const simt::GlobalArray<double> first(slots * loss::kFirstDoubles),
-      first_sums(seqs * loss::kFirstDoubles), partials(slots * loss::kRowDoubles),
-      rows(seqs * loss::kRowDoubles);
-  const simt::GlobalArray<loss::SequenceState> sequences(seqs);
-  const simt::GlobalArray<loss::DeviceReport> report(1);
+  const varlen::testing::EmulatedLossScratch scratch(tokens, seqs);
 
   // Arrays that the configuration does not read are null: reading one is a fault.
   loss::DeviceArguments p{};
@@ -98,13 +90,7 @@ DeviceResults Emulate(const Case& c, const Run& run) {
   p.out.sequence_losses = sequence_losses.data();
   p.out.sequence_tokens = sequence_tokens.data();
   if (entropies.size() > 0) p.out.d_entropies = d_entropies.data();
-  p.first = first.data();
-  p.first_sums = first_sums.data();
-  p.partials = partials.data();
-  p.rows = rows.data();
-  p.sequences = sequences.data();
-  p.inverse_mean = inverse_mean.data();
-  p.report = report.data();
+  scratch.LendTo(&p);
 
   DeviceResults out;
   const std::string fault = loss::LaunchPasses<T>(
@@ -125,7 +111,7 @@ DeviceResults Emulate(const Case& c, const Run& run) {
   r.sequence_losses.assign(sequence_losses.begin(), sequence_losses.end());
   r.sums.assign(sums.begin(), sums.end());
   r.sequence_tokens.assign(sequence_tokens.begin(), sequence_tokens.end());
-  out.report = report[0];
+  out.report = scratch.report[0];
   return out;
 }
 

@@ -184,23 +184,9 @@ struct DeviceBadRows {
 
   // One block.
   static SIMT_FN void Run(const Params& p, unsigned char* shared) {
-    auto* partial = reinterpret_cast<double*>(shared);
-    double count = 0, first = FoldIdentity(Fold::kMin);
-    for (int64_t row = simt::ThreadIndex(); row < p.num_rows; row += kThreads) {
-      if (simt::Load(p.tokens + row) >= 0) continue;
-      if (count == 0) first = static_cast<double>(row);
-      ++count;
-    }
-    count = FoldLanes(Fold::kSum, count);
-    first = FoldLanes(Fold::kMin, first);
-    if (simt::LaneIndex() == 0) {
-      simt::Store(partial + simt::WarpIndex(), count);
-      simt::Store(partial + kWarps + simt::WarpIndex(), first);
-    }
-    simt::SyncThreads();
-    if (simt::ThreadIndex() != 0) return;
-    simt::Store(p.found, FoldFew<kWarps>(Fold::kSum, partial));
-    simt::Store(p.found + 1, FoldFew<kWarps>(Fold::kMin, partial + kWarps));
+    CountRowsWhere<kThreads>(
+        p.num_rows, [&](int64_t row) { return simt::Load(p.tokens + row) < 0; },
+        reinterpret_cast<double*>(shared), p.found);
   }
 };
 

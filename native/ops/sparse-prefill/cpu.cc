@@ -79,12 +79,17 @@ struct Work {
 // then serves 128 rows, and its way through the cache is paid half as often. Whether they do
 // depends on the sequence and the pattern alone, as a row's bits must.
 constexpr int64_t kPairedRows = 4096;
+bool NearKeys(const Pattern& pattern) {
+  if (pattern.kind == Kind::kUnion) {
+    return std::all_of(pattern.children.begin(), pattern.children.end(), NearKeys);
+  }
+  return pattern.kind == Kind::kDense || pattern.kind == Kind::kAShape ||
+         pattern.kind == Kind::kTriShape || pattern.kind == Kind::kGrid;
+}
 bool SharesKeys(const Head& head, const Tile& a, const Tile& b) {
-  const Kind kind = head.pattern().kind;
-  const bool near = kind == Kind::kDense || kind == Kind::kAShape || kind == Kind::kTriShape ||
-                    kind == Kind::kGrid;
-  return near && head.sequence().q_length >= kPairedRows && a.stage == b.stage &&
-         a.stage != Stage::kSlashes && a.part == b.part && a.count == kTileRows;
+  return head.sequence().q_length >= kPairedRows && a.stage == b.stage &&
+         a.stage != Stage::kSlashes && a.part == b.part && a.count == kTileRows &&
+         NearKeys(head.pattern());
 }
 
 template <class T, class Units>

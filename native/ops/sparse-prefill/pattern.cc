@@ -45,7 +45,7 @@ class Fields {
 
 Status CheckAscending(const char* what, const int32_t* list, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    if (list[i] < (i == 0 ? 0 : list[i - 1] + 1)) {
+    if (list[i] <= (i == 0 ? -1 : list[i - 1])) {
       return Malformed(std::string(what) + " must ascend from 0 without repeats", list[i],
                        "> " + std::to_string(i == 0 ? -1 : list[i - 1]));
     }

@@ -103,7 +103,7 @@ inline Words PlanWords(const std::vector<Lens>& lens, int32_t num_heads, const W
     words.push_back(room);
   }
   Words packed(static_cast<size_t>(id_words), 0);
-  std::memcpy(packed.data(), modality.data(), modality.size());
+  if (!modality.empty()) std::memcpy(packed.data(), modality.data(), modality.size());
   words.insert(words.end(), packed.begin(), packed.end());
   words.insert(words.end(), pattern.begin(), pattern.end());
   return words;

@@ -87,7 +87,9 @@ TEST_CASE("sparse prefill is right where two tiles take their keys together") {
   for (const Words& pattern :
        {Node(Kind::kDense, {}), Node(Kind::kAShape, {5, 70}), Node(Kind::kTriShape, {5, 200, 30}),
         Node(Kind::kGrid, {3, 4200, 97, 5, 2, kRowLines | kColumnLines | kSlashLines, 4, 150}),
-        Node(Kind::kGrid, {0, -1, 61, 4, 4, kColumnLines, 2, 3})}) {
+        Node(Kind::kGrid, {0, -1, 61, 4, 4, kColumnLines, 2, 3}),
+        Over(Kind::kUnion, 2,
+             {Node(Kind::kAShape, {9, 40}), Node(Kind::kGrid, {0, -1, 50, 7, 7, 7, 2, 3})})}) {
     CheckAgainstReference(ForwardOf(lens, {DType::kF32, 1, 1, 8, 8}, PlanWords(lens, 1, pattern)),
                           "pairs of tiles");
   }

@@ -6,48 +6,33 @@
 #include "ops/varlen-attention/device-params.h"
 #include "ops/varlen-attention/forward-tile.h"
 
-// The forward pass on TMA and wgmma (sm_90a). A block is a warpgroup with two
-// warps at work, one that takes tiles from the schedule and one that loads their keys and values,
-// and consumer warpgroups of 64 query rows each, which multiply (FlashAttention 3, section 3). One
-// instance per dtype and padded head dimension; causal, window, softcap, alibi, trees and lengths
-// are run-time values.
+// The forward pass on TMA and wgmma (sm_90a). A block is a warpgroup with two warps at work, one
+// that takes tiles from the schedule and one that loads their keys and values, and two consumer
+// warpgroups of 64 query rows each, which multiply (FlashAttention 3, section 3). One instance per
+// dtype and padded head dimension; causal, window, softcap, alibi, trees and lengths are run-time
+// values.
 namespace varlen::varlen_attention {
 
-// Registers: a multiprocessor has 65536, 504 for each thread of a warpgroup where there are three.
-// The output takes kHeadDim / 2 of a consumer's, the scores kBlockN / 2, the probabilities of the
-// block before half of that. Shared memory holds Q and two stages of K and V, 227 KiB at most.
-template <int kHeadDim>
-struct ForwardShapeSm90a;
-template <>
-struct ForwardShapeSm90a<64> {
-  static constexpr int kConsumers = 2, kBlockN = 128;
-};
-template <>
-struct ForwardShapeSm90a<96> {
-  static constexpr int kConsumers = 2, kBlockN = 128;
-};
-template <>
-struct ForwardShapeSm90a<128> {
-  static constexpr int kConsumers = 2, kBlockN = 128;
-};
-template <>
-struct ForwardShapeSm90a<192> {
-  static constexpr int kConsumers = 2, kBlockN = 96;
-};
-template <>
-struct ForwardShapeSm90a<256> {
-  static constexpr int kConsumers = 2, kBlockN = 80;
-};
+// Keys of a block. A consumer's output takes kHeadDim / 2 of its 232 registers, the scores kBlockN
+// / 2, the weights of the block before half of that; 112 keys spill at headDim 192. Shared memory
+// holds Q and two stages of K and V, 227 KiB at most.
+constexpr int ForwardBlockSm90a(int head_dim) {
+  return head_dim <= 128 ? 128 : head_dim <= 192 ? 96 : 80;
+}
 
 template <class T, int kHeadDim>
 struct ForwardSm90a {
-  static constexpr int kConsumers = ForwardShapeSm90a<kHeadDim>::kConsumers;
-  static constexpr int kBlockN = ForwardShapeSm90a<kHeadDim>::kBlockN;
+  static constexpr int kConsumers = 2;
+  static constexpr int kBlockN = ForwardBlockSm90a(kHeadDim);
   static constexpr int kThreads = (1 + kConsumers) * simt::kWarpgroupSize;
   static constexpr int kMinBlocks = 1;
   static constexpr int kGroupRows = 64;  // of a wgmma
   static constexpr int kBlockM = kConsumers * kGroupRows;
   static constexpr int kStages = 2;
+  // Per thread, of the 65536 of a multiprocessor. With 24, decoding a tile spills.
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+  static_assert((kProducerRegisters + kConsumers * kConsumerRegisters) * simt::kWarpgroupSize <=
+                65536);
 
   // A tile of rows lies in panels: kPanelColumns columns of all its rows, one swizzled line of
   // kSpan bytes per row. 96 columns are three panels of 32; all others divide by 64.
@@ -101,11 +86,11 @@ struct ForwardSm90a {
     // From one lane, so that the compiler sees that it is the whole warp's.
     const int warpgroup = simt::ShuffleIndex(simt::WarpIndex() / kWarps, 0);
     if (warpgroup == 0) {
-      simt::DecreaseRegisters<40>();
+      simt::DecreaseRegisters<kProducerRegisters>();
       if (simt::WarpIndex() == 0) Producer{p, memory}.Run();
       if (simt::WarpIndex() == 1) Schedule(p, memory);
     } else {
-      simt::IncreaseRegisters<232>();
+      simt::IncreaseRegisters<kConsumerRegisters>();
       Consumer(p, memory, warpgroup - 1).Run();
     }
   }

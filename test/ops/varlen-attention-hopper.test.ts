@@ -1,0 +1,86 @@
+import { describe, expect, test } from 'vitest';
+import { scope, Tensor, type VarlenAttentionOptions, varlenAttention } from '../../src/index.js';
+import { gpu } from '../support/emulated-gpu.js';
+import { normals } from '../support/random.js';
+
+// The emulated GPU as one of compute capability 9.0, where attention has kernels of its own. Before
+// the first tensor on it: a GPU is asked once what it is.
+gpu('major 9');
+
+interface Shape {
+  readonly rows: number;
+  readonly numHeads: number;
+  readonly numKvHeads: number;
+  readonly headDim: number;
+}
+
+function outputs(shape: Shape, device: 'cpu' | 'cuda', options: VarlenAttentionOptions) {
+  return scope(() => {
+    const { rows, numHeads, numKvHeads, headDim } = shape;
+    const make = (heads: number, seed: number) =>
+      Tensor.from(normals(rows * heads * headDim, seed), {
+        shape: [rows, heads, headDim],
+        dtype: 'bfloat16',
+        device,
+      });
+    const { out, softmaxLse } = varlenAttention(
+      make(numHeads, 1),
+      make(numKvHeads, 2),
+      make(numKvHeads, 3),
+      options,
+    );
+    return {
+      out: out.to('float32').dataSync() as Float32Array,
+      lse: softmaxLse.dataSync() as Float32Array,
+    };
+  });
+}
+
+function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  let largest = 0;
+  for (let i = 0; i < a.length; i++) {
+    if (a[i] !== b[i]) largest = Math.max(largest, Math.abs(a[i] - b[i]));
+  }
+  return largest;
+}
+
+/** Tensor maps that one call makes: two (k and v) where TMA loads, none on the path of other GPUs. */
+function mapsOf(shape: Shape, options: VarlenAttentionOptions): number {
+  const made = () => Number(gpu('count encode'));
+  const before = made();
+  const there = outputs(shape, 'cuda', options);
+  expect(gpu('fault')).toBe('');
+  const here = outputs(shape, 'cpu', options);
+  // One rounding of the output, and one of P that the CPU does not make.
+  expect(distance(there.out, here.out)).toBeLessThanOrEqual(0.03);
+  expect(distance(there.lse, here.lse)).toBeLessThanOrEqual(1e-5);
+  return made() - before;
+}
+
+const shape: Shape = { rows: 75, numHeads: 4, numKvHeads: 2, headDim: 40 };
+const cuSeqlens = Int32Array.of(0, 5, 5, 38, 70); // and five rows of nobody
+const OPTIONS: [string, VarlenAttentionOptions][] = [
+  ['causal', { causal: true }],
+  ['full', {}],
+  ['window', { windowSize: [3, 1] as const }],
+  ['softcap and scale', { causal: true, softcap: 2, softmaxScale: -0.3 }],
+  ['scale 0', { softmaxScale: 0 }],
+  ['alibi', { causal: true, alibiSlopes: Float32Array.of(0.5, 0.25, 0.125, 0.0625) }],
+  ['used rows', { seqUsedQ: Int32Array.of(5, 0, 20, 31), seqUsedK: Int32Array.of(4, 0, 33, 7) }],
+];
+
+describe('varlenAttention on compute capability 9.0', () => {
+  test.each(OPTIONS)('loads by TMA and agrees with the CPU: %s', (_, options) => {
+    expect(mapsOf(shape, { cuSeqlens, ...options })).toBe(2);
+  });
+
+  test.each([64, 96, 128, 192, 256])('has a kernel for head dimension %i', (headDim) => {
+    const wide = { ...shape, rows: 40, numHeads: 2, headDim };
+    expect(mapsOf(wide, { cuSeqlens: Int32Array.of(0, 17, 40), causal: true })).toBe(2);
+  });
+
+  test('takes the path of other GPUs where rows are not on 16 bytes', () => {
+    expect(mapsOf({ ...shape, headDim: 20 }, { cuSeqlens, causal: true })).toBe(0);
+    expect(mapsOf({ ...shape, headDim: 25 }, { cuSeqlens, causal: true })).toBe(0);
+  });
+});
