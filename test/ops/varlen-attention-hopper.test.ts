@@ -74,6 +74,13 @@ describe('varlenAttention on compute capability 9.0', () => {
     expect(mapsOf(shape, { cuSeqlens, ...options })).toBe(2);
   });
 
+  test('cuts keys where that is asked for only: no sequence chooses the kernel of the others', () => {
+    const long = { rows: 2500, numHeads: 1, numKvHeads: 1, headDim: 16 };
+    const few = { cuSeqlensQ: Int32Array.of(0, 2), cuSeqlensK: Int32Array.of(0, 2500) };
+    expect(mapsOf(long, few)).toBe(2);
+    expect(mapsOf(long, { ...few, numSplits: 2 })).toBe(0);
+  });
+
   test.each([64, 96, 128, 192, 256])('has a kernel for head dimension %i', (headDim) => {
     const wide = { ...shape, rows: 40, numHeads: 2, headDim };
     expect(mapsOf(wide, { cuSeqlens: Int32Array.of(0, 17, 40), causal: true })).toBe(2);

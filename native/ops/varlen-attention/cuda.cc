@@ -157,7 +157,7 @@ int32_t SplitsFor(const Forward& p, Tiling tiling) {
   const Options& o = p.options;
   if (!o.cu_seqlens_k) return 1;
   tiling.splits = kMost;
-  const auto& cu_k = o.cu_seqlens_k ? o.cu_seqlens_k : o.cu_seqlens_q;
+  const auto& cu_k = o.cu_seqlens_k;
   const bool known =
       o.cu_seqlens_q.on_host() && cu_k.on_host() && (!o.seq_used_k || o.seq_used_k.on_host());
   int32_t splits = 1;
@@ -203,13 +203,18 @@ Status Launch(const Forward& p) {
   using Sm90a = ForwardSm90a<T, kHeadDim>;
   cuda::Launch& launch = cuda::Launch::Current();
   ForwardArguments<T> arguments = ArgumentsOf<T>(launch, p);
-  arguments.same_splits = p.num_splits > 0;
-  arguments.splits = p.num_splits > 0 ? static_cast<int32_t>(std::min(p.num_splits, kMostSplits))
-                                      : SplitsFor(p, Sm80::TilingOf(arguments));
+  const bool sm90a =
+      launch.HasSm90a<Sm90a>() && arguments.vector_loads && Mappable(p.k) && Mappable(p.v);
+  if (p.num_splits > 0) {
+    arguments.same_splits = true;
+    arguments.splits = static_cast<int32_t>(std::min(p.num_splits, kMostSplits));
+  } else if (!sm90a) {  // else one sequence to cut would change the kernel, and the bits, of all
+    arguments.splits = SplitsFor(p, Sm80::TilingOf(arguments));
+  }
   CheckWhenDone(launch, p);
   if (arguments.splits > 1) {
     RunSplits<Sm80>(launch, p, arguments);
-  } else if (launch.HasSm90a<Sm90a>() && arguments.vector_loads && Mappable(p.k) && Mappable(p.v)) {
+  } else if (sm90a) {
     const auto map = [&](const Tensor& tensor) {
       return launch.MapOf(Sm90a::Map(tensor.data<T>(), tensor.strides[0], tensor.strides[1],
                                      tensor.shape[0], tensor.shape[1], tensor.shape[2]));
