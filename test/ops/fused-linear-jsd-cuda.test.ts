@@ -93,10 +93,12 @@ function results(shape: Shape, device: Side): Record<string, Tensor> {
   };
 }
 
-/** du is rounded to the student's dtype for the products, half a unit; and dHidden is in it. */
+const ROUNDINGS: Record<string, number> = { dHidden: 2, dWeight: 2, dBias: 1 };
+
+/** Gradients are in the student's dtype, half a unit; for the products du is rounded to it before. */
 const tolerance = (dtype: DType) => (name: string) => {
   const unit = dtype === 'float32' ? 0 : dtype === 'float16' ? 2 ** -11 : 2 ** -8;
-  return 1e-5 + (name === 'dHidden' || name === 'dWeight' ? 2 * unit : 0);
+  return 1e-5 + (ROUNDINGS[name] ?? 0) * unit;
 };
 
 const DTYPES = ['float32', 'bfloat16', 'float16'] as const;
