@@ -120,8 +120,17 @@ function main() {
     results.push(models());
     results.push(vitest('TypeScript tests', ['--project=source', '--project=package']));
     results.push(emulatedGpu());
-    // Threads share one process: they load the addon into several environments of it.
-    const again = ['--project=source', '--pool=threads', 'test/native', 'test/ops'];
+    // Threads share one process: they load the addon into several environments of it. What gives orders
+    // to the emulated GPU needs a process, and so a GPU, of its own.
+    const shared = fs
+      .readdirSync(path.join(root, 'test/ops'))
+      .filter((file) => /(?<!-cuda|-hopper)\.test\.ts$/.test(file));
+    const again = [
+      '--project=source',
+      '--pool=threads',
+      'test/native',
+      ...shared.map((file) => `test/ops/${file}`),
+    ];
     results.push(vitest('native folders again: threads, baseline', again, { VARLEN_CPU_ISA: 'baseline' }));
   }
   const sum = (key) => results.reduce((total, result) => total + result[key], 0);
