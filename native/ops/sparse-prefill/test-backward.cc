@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/isa.h"
+#include "core/op_test.h"
 #include "core/parallel.h"
 #include "doctest/doctest.h"
 #include "ops/sparse-prefill/test-case.h"
@@ -42,12 +43,6 @@ Backward Exact(const Backward& params) {
   return exact;
 }
 
-double Element(const Tensor& t, int64_t i) {
-  if (t.dtype == DType::kBF16) return static_cast<float>(t.data<bfloat16>()[i]);
-  if (t.dtype == DType::kF16) return static_cast<float>(t.data<half>()[i]);
-  return t.data<float>()[i];
-}
-
 // Float32 rounds sums of a few hundred products; the 16-bit types also read an `out` that was
 // rounded to them, which delta carries into every element of its row.
 void CheckAgainstReference(Forward forward, const char* name, const Tensor& d_lse = {}) {
@@ -68,13 +63,11 @@ void CheckAgainstReference(Forward forward, const char* name, const Tensor& d_ls
     double max = 0, worst = 0;
     for (int64_t i = 0; i < want.size(); ++i) {
       max = std::max(max, std::abs(want.data<double>()[i]));
-      worst = std::max(worst, std::abs(Element(got, i) - want.data<double>()[i]));
+      worst = std::max(worst, std::abs(testing::Get(got, i) - want.data<double>()[i]));
     }
     CHECK(worst <= 2 * unit * max);
   }
 }
-
-constexpr Isa kAllIsas[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kNeon};
 
 }  // namespace
 

@@ -4,11 +4,15 @@
 #include <memory>
 #include <vector>
 
+#include "core/isa.h"
 #include "ops/sparse-prefill/head.h"
 #include "ops/sparse-prefill/sparse-prefill.h"
 
 // Small problems for the tests and the bench.
 namespace varlen::sparse_prefill {
+
+inline constexpr Isa kAllIsas[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16,
+                                   Isa::kNeon};
 
 using Words = std::vector<int32_t>;
 

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/isa.h"
+#include "core/op_test.h"
 #include "core/parallel.h"
 #include "doctest/doctest.h"
 #include "ops/sparse-prefill/test-case.h"
@@ -42,16 +43,10 @@ Rebalance RebalanceOf(const std::vector<Lens>& lens, const Shape& shape, const W
   return r;
 }
 
-double Element(const Tensor& t, int64_t i) {
-  if (t.dtype == DType::kBF16) return static_cast<float>(t.data<bfloat16>()[i]);
-  if (t.dtype == DType::kF16) return static_cast<float>(t.data<half>()[i]);
-  return t.data<float>()[i];
-}
-
 double Worst(const Tensor& got, const Tensor& want) {
   double worst = 0;
   for (int64_t i = 0; i < want.size(); ++i) {
-    const double w = want.data<double>()[i], g = Element(got, i);
+    const double w = want.data<double>()[i], g = testing::Get(got, i);
     if (w != g) worst = std::max(worst, std::abs(w - g));
   }
   return worst;
@@ -80,8 +75,6 @@ void CheckAgainstReference(const Rebalance& params, const char* name) {
   CHECK(Worst(params.softmax_lse, exact.softmax_lse) <= 2e-5);
   CHECK(Worst(params.segment_bias, exact.segment_bias) <= unit);
 }
-
-constexpr Isa kAllIsas[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kNeon};
 
 }  // namespace
 

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/isa.h"
+#include "core/op_test.h"
 #include "core/parallel.h"
 #include "doctest/doctest.h"
 #include "ops/sparse-prefill/head.h"
@@ -12,8 +13,6 @@
 
 namespace varlen::sparse_prefill {
 namespace {
-
-constexpr Isa kAllIsas[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kNeon};
 
 // The op against the oracle. The tolerance is that of the specification: 2e-5 for float32, and for
 // the 16-bit types twice what rounding the exact result to them costs, and 1e-3 of the largest.
@@ -37,10 +36,7 @@ void CheckAgainstReference(const Forward& params, const char* name) {
                                                         : 0;
   for (int64_t i = 0; i < exact.out.size(); ++i) {
     const double want = exact.out.data<double>()[i];
-    double got = 0;
-    if (params.out.dtype == DType::kF32) got = params.out.data<float>()[i];
-    if (params.out.dtype == DType::kBF16) got = static_cast<float>(params.out.data<bfloat16>()[i]);
-    if (params.out.dtype == DType::kF16) got = static_cast<float>(params.out.data<half>()[i]);
+    const double got = testing::Get(params.out, i);
     worst = std::max(worst, std::abs(got - want) - 2 * unit * std::abs(want));
   }
   for (int64_t i = 0; i < exact.softmax_lse.size(); ++i) {
