@@ -141,15 +141,7 @@ TEST_CASE("sm_80 backward: every head dimension and both dtypes, odd ones padded
 TEST_CASE("sm_80 backward: every option agrees with the reference") {
   for (const Variant& variant : Variants()) {
     for (int64_t head_dim : {64, 192}) {
-      Case c = MakeCase({.dtype = DType::kBF16,
-                         .num_heads = 2,
-                         .num_kv_heads = 1,
-                         .head_dim = head_dim,
-                         .slots_q = {90, 140, 33, 50},
-                         .slots_k = {150, 90, 170, 70},
-                         .used_q = {81, 140, 0, 50},
-                         .used_k = {149, 0, 160, 66}});
-      variant.apply(c);
+      const Case c = OptionCase(variant, head_dim);
       INFO(variant.name);
       CheckCase(c, head_dim == 64 ? 2 : 1);
     }
@@ -158,16 +150,7 @@ TEST_CASE("sm_80 backward: every option agrees with the reference") {
 
 TEST_CASE("sm_80 backward: tree masks, with blocks skipped and blocks seen whole") {
   for (uint64_t seed : {1, 2}) {
-    Case c = MakeCase({.dtype = DType::kF16,
-                       .num_heads = 2,
-                       .num_kv_heads = 2,
-                       .head_dim = seed == 1 ? 64 : 40,
-                       .slots_q = {7, 200, 0, 1, 128},
-                       .tail_q = 4,
-                       .tail_k = 4,
-                       .seed = seed});
-    AddTrees(c, seed * 100);
-    CheckCase(c);
+    CheckCase(TreeCase(seed));
   }
   // Keys 32 .. 63 end with token 128: of the tile of rows that begins there, only the first sees
   // them.

@@ -14,6 +14,34 @@ namespace varlen::varlen_attention::testing {
 
 inline constexpr uint64_t kSeeds = 8;
 
+// Ragged sequences, two of them with rows or keys of length 0, under one option.
+inline Case OptionCase(const Variant& variant, int64_t head_dim) {
+  Case c = MakeCase({.dtype = DType::kBF16,
+                     .num_heads = 2,
+                     .num_kv_heads = 1,
+                     .head_dim = head_dim,
+                     .slots_q = {90, 140, 33, 50},
+                     .slots_k = {150, 90, 170, 70},
+                     .used_q = {81, 140, 0, 50},
+                     .used_k = {149, 0, 160, 66}});
+  variant.apply(c);
+  return c;
+}
+
+// Prompts shared by trees of answers, with rows and keys of nobody after them.
+inline Case TreeCase(uint64_t seed) {
+  Case c = MakeCase({.dtype = DType::kF16,
+                     .num_heads = 2,
+                     .num_kv_heads = 2,
+                     .head_dim = seed == 1 ? 64 : 40,
+                     .slots_q = {7, 200, 0, 1, 128},
+                     .tail_q = 4,
+                     .tail_k = 4,
+                     .seed = seed});
+  AddTrees(c, seed * 100);
+  return c;
+}
+
 // How a tile loop runs: which seed, how many persistent blocks, side by side or not.
 struct DeviceRun {
   uint64_t seed = 0;

@@ -156,15 +156,7 @@ void CheckHeadDims(std::initializer_list<int64_t> head_dims) {
 template <class Family>
 void CheckOptions() {
   for (const Variant& variant : Variants()) {
-    Case c = MakeCase({.dtype = DType::kBF16,
-                       .num_heads = 2,
-                       .num_kv_heads = 1,
-                       .head_dim = 64,
-                       .slots_q = {90, 140, 33, 50},
-                       .slots_k = {150, 90, 170, 70},
-                       .used_q = {81, 140, 0, 50},
-                       .used_k = {149, 0, 160, 66}});
-    variant.apply(c);
+    const Case c = OptionCase(variant, 64);
     INFO(variant.name);
     CheckCase<Family>(c);
   }
@@ -173,16 +165,7 @@ void CheckOptions() {
 template <class Family>
 void CheckTrees() {
   for (uint64_t seed : {1, 2}) {
-    Case c = MakeCase({.dtype = DType::kF16,
-                       .num_heads = 2,
-                       .num_kv_heads = 2,
-                       .head_dim = seed == 1 ? 64 : 40,
-                       .slots_q = {7, 200, 0, 1, 128},
-                       .tail_q = 4,
-                       .tail_k = 4,
-                       .seed = seed});
-    AddTrees(c, seed * 100);
-    CheckCase<Family>(c);
+    CheckCase<Family>(TreeCase(seed));
   }
 }
 
