@@ -68,6 +68,7 @@ using Ops = OpList<
     swiglu::Backward,
     varlen_attention::Forward,
     varlen_attention::Backward,
+    cross_entropy_from_hidden::Statistics,
     write_rows::Forward>;
 // clang-format on
 

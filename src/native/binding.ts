@@ -74,6 +74,7 @@ export type NativeOp =
   | 'swigluBackward'
   | 'varlenAttention'
   | 'varlenAttentionBackward'
+  | 'vocabularyStatistics'
   | 'writeRows';
 
 type Kind = 'tensor' | 'tensors' | 'ints' | 'floats' | 'integer' | 'number' | 'flag' | 'output';
