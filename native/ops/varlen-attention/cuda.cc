@@ -11,10 +11,6 @@
 namespace varlen::varlen_attention {
 namespace {
 
-Status NoKernel(const char* argument, const std::string& feature) {
-  return {Code::kUnsupported, argument, "has no CUDA kernel for " + feature, {}};
-}
-
 bool Aligned16(const Tensor& tensor) {
   const int64_t element = SizeOf(tensor.dtype);
   return reinterpret_cast<uintptr_t>(tensor.address()) % 16 == 0 &&
@@ -197,14 +193,35 @@ bool Mappable(const Tensor& tensor) {
   return tensor.shape[0] > 0 && fits(tensor.strides[0]) && fits(tensor.strides[1]);
 }
 
+// wgmma multiplies 16-bit elements.
+template <class T, int kHeadDim>
+bool UsesSm90a(const cuda::Launch& launch, const Forward& p) {
+  if constexpr (sizeof(T) == 2) {
+    return launch.HasSm90a<ForwardSm90a<T, kHeadDim>>() && Aligned16(p.q) && Aligned16(p.k) &&
+           Aligned16(p.v) && Mappable(p.k) && Mappable(p.v);
+  } else {
+    return false;
+  }
+}
+
+template <class T, int kHeadDim>
+void RunSm90a(cuda::Launch& launch, const Forward& p, const ForwardArguments<T>& arguments) {
+  if constexpr (sizeof(T) == 2) {
+    using Kernel = ForwardSm90a<T, kHeadDim>;
+    const auto map = [&](const Tensor& tensor) {
+      return launch.MapOf(Kernel::Map(tensor.data<T>(), tensor.strides[0], tensor.strides[1],
+                                      tensor.shape[0], tensor.shape[1], tensor.shape[2]));
+    };
+    RunTiles<Kernel>(launch, {arguments, map(p.k), map(p.v)});
+  }
+}
+
 template <class T, int kHeadDim>
 Status Launch(const Forward& p) {
   using Sm80 = ForwardSm80<T, kHeadDim>;
-  using Sm90a = ForwardSm90a<T, kHeadDim>;
   cuda::Launch& launch = cuda::Launch::Current();
   ForwardArguments<T> arguments = ArgumentsOf<T>(launch, p);
-  const bool sm90a =
-      launch.HasSm90a<Sm90a>() && arguments.vector_loads && Mappable(p.k) && Mappable(p.v);
+  const bool sm90a = UsesSm90a<T, kHeadDim>(launch, p);
   if (p.num_splits > 0) {
     arguments.same_splits = true;
     arguments.splits = static_cast<int32_t>(std::min(p.num_splits, kMostSplits));
@@ -215,11 +232,7 @@ Status Launch(const Forward& p) {
   if (arguments.splits > 1) {
     RunSplits<Sm80>(launch, p, arguments);
   } else if (sm90a) {
-    const auto map = [&](const Tensor& tensor) {
-      return launch.MapOf(Sm90a::Map(tensor.data<T>(), tensor.strides[0], tensor.strides[1],
-                                     tensor.shape[0], tensor.shape[1], tensor.shape[2]));
-    };
-    RunTiles<Sm90a>(launch, {arguments, map(p.k), map(p.v)});
+    RunSm90a<T, kHeadDim>(launch, p, arguments);
   } else {
     RunTiles<Sm80>(launch, arguments);
   }
@@ -251,7 +264,7 @@ template <class Params>
 Status LaunchFor(const Params& p) {
   const int64_t d = p.q.shape[2];
   const int64_t padded = d <= 64 ? 64 : d <= 96 ? 96 : d <= 128 ? 128 : d <= 192 ? 192 : 256;
-  return DispatchDType<bfloat16, half>(p.q.dtype, "q", [&]<class T>() {
+  return DispatchDType<float, bfloat16, half>(p.q.dtype, "q", [&]<class T>() {
     return DispatchInt<64, 96, 128, 192, 256>(
         padded, "headDim", [&]<int kHeadDim>() { return Launch<T, kHeadDim>(p); });
   });
@@ -260,13 +273,11 @@ Status LaunchFor(const Params& p) {
 }  // namespace
 
 Status RunCuda(const Forward& p) {
-  if (p.q.dtype == DType::kF32) return NoKernel("q", "float32; use bfloat16 or float16");
   if (p.q.size() == 0) return {};
   return LaunchFor(p);
 }
 
 Status RunCuda(const Backward& p) {
-  if (p.q.dtype == DType::kF32) return NoKernel("q", "float32; use bfloat16 or float16");
   if (p.q.size() == 0 || p.k.size() == 0) {
     cuda::Launch& launch = cuda::Launch::Current();
     for (const Tensor& gradient : {p.dq, p.dk, p.dv}) {

@@ -138,8 +138,8 @@ struct ForwardRows {
     SIMT_UNROLL
     for (int chunk = column; chunk < kChunks; chunk += kStep) {
       const int count = valid ? TileChunk<T>::Columns(p.head_dim, chunk) : 0;
-      TileChunk<T>::LoadChunk(at(chunk), count > 0 ? from + chunk * 8 : from, count,
-                              p.vector_loads);
+      TileChunk<T>::LoadChunk(at(chunk), count > 0 ? from + chunk * TileChunk<T>::kPerChunk : from,
+                              count, p.vector_loads);
     }
   }
 
@@ -252,13 +252,13 @@ struct ForwardRows {
     }
     return seen ? 1.0f / sum : 0.0f;
   }
-  // Eight columns of a row of the output, from shared memory.
+  // A chunk of a row of the output, from shared memory.
   SIMT_FN void StoreChunk(int row, int chunk, const T* from) const {
     const int32_t token = TokenOf(row);
     const int count = TileChunk<T>::Columns(p.head_dim, chunk);
     if (token >= simt::Load(&tile->q_slot) || count == 0) return;
     T* to = p.out + (simt::Load(&tile->q_begin) + token) * p.out_row + HeadOf(row) * p.out_head +
-            chunk * 8;
+            chunk * TileChunk<T>::kPerChunk;
     const simt::Vector4 values = token < simt::Load(&tile->q_length)
                                      ? simt::Load(reinterpret_cast<const simt::Vector4*>(from))
                                      : simt::Vector4{0, 0, 0, 0};

@@ -10,7 +10,7 @@
 namespace varlen::varlen_attention::testing {
 namespace {
 
-struct Sm90a {
+struct Sm90a : Elements<bfloat16, half> {
   template <class T, int kHeadDim>
   using Kernel = ForwardSm90a<T, kHeadDim>;
   template <class Kernel, class T>
