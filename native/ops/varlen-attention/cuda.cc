@@ -79,22 +79,18 @@ struct Shared {
 };
 
 template <class T>
+DeviceMatrix<T> MatrixOf(const Tensor& tensor) {
+  return {tensor.data<std::remove_const_t<T>>(), tensor.strides[0], tensor.strides[1]};
+}
+
+template <class T>
 ForwardArguments<T> ArgumentsOf(cuda::Launch& launch, const Forward& p) {
   const Shared shared(launch, p);
-  return {.q = p.q.data<T>(),
-          .k = p.k.data<T>(),
-          .v = p.v.data<T>(),
-          .out = p.out.data<T>(),
+  return {.q = MatrixOf<const T>(p.q),
+          .k = MatrixOf<const T>(p.k),
+          .v = MatrixOf<const T>(p.v),
+          .out = MatrixOf<T>(p.out),
           .softmax_lse = p.softmax_lse.data<float>(),
-          .q_row = p.q.strides[0],
-          .q_head = p.q.strides[1],
-          .k_row = p.k.strides[0],
-          .k_head = p.k.strides[1],
-          .v_row = p.v.strides[0],
-          .v_head = p.v.strides[1],
-          .out_row = p.out.strides[0],
-          .out_head = p.out.strides[1],
-          .lse_stride = p.q.shape[0],
           .sequences = shared.sequences,
           .mask = shared.mask,
           .schedule = shared.schedule,
@@ -107,11 +103,6 @@ ForwardArguments<T> ArgumentsOf(cuda::Launch& launch, const Forward& p) {
           .softcap = p.options.softcap,
           .vector_loads = Aligned16(p.q) && Aligned16(p.k) && Aligned16(p.v),
           .vector_stores = Aligned16(p.out)};
-}
-
-template <class T>
-DeviceMatrix<T> MatrixOf(const Tensor& tensor) {
-  return {tensor.data<std::remove_const_t<T>>(), tensor.strides[0], tensor.strides[1]};
 }
 
 template <class T>
@@ -178,10 +169,10 @@ void RunSplits(cuda::Launch& launch, const Forward& p, ForwardArguments<T> argum
   arguments.softmax_lse = launch.Scratch<float>(arguments.splits * rows);
   arguments.partial_out = launch.Scratch<float>(arguments.splits * p.q.size());
   RunTiles<Kernel>(launch, arguments);
-  launch.Run<Combine>(CeilDiv(rows, Combine::kRowsPerBlock),
-                      {arguments.partial_out, arguments.softmax_lse, MatrixOf<T>(p.out),
-                       p.softmax_lse.data<float>(), p.q.shape[0], arguments.num_heads,
-                       arguments.head_dim, arguments.splits});
+  launch.Run<Combine>(
+      CeilDiv(rows, Combine::kRowsPerBlock),
+      {arguments.partial_out, arguments.softmax_lse, arguments.out, p.softmax_lse.data<float>(),
+       p.q.shape[0], arguments.num_heads, arguments.head_dim, arguments.splits});
 }
 
 // Can TMA load from the tensor, whose rows are on 16 bytes? A tensor map has no size of 0, and no

@@ -148,12 +148,12 @@ struct ForwardSm80 {
       if (n < blocks.begin) return;
 
       LoadQ();
-      LoadKeys(KTile(), p.k, p.k_row, p.k_head, n);
+      LoadKeys(KTile(), p.k, n);
       simt::CopyAsyncCommit();
       while (n >= blocks.begin) {
         simt::CopyAsyncWait<0>();
         simt::SyncThreads();  // K(n) is here; V of the block before is no longer read
-        LoadKeys(VTile(), p.v, p.v_row, p.v_head, n);
+        LoadKeys(VTile(), p.v, n);
         simt::CopyAsyncCommit();
 
         float s[kSlabs][kBlockN / 8][4];
@@ -163,7 +163,7 @@ struct ForwardSm80 {
         simt::CopyAsyncWait<0>();
         simt::SyncThreads();  // V(n) is here; K(n) is no longer read
         if (next >= blocks.begin) {
-          LoadKeys(KTile(), p.k, p.k_row, p.k_head, next);
+          LoadKeys(KTile(), p.k, next);
           simt::CopyAsyncCommit();
         }
 
@@ -196,13 +196,12 @@ struct ForwardSm80 {
             row, column, [&](int chunk) { return QTile() + At(row, chunk); });
       }
     }
-    SIMT_FN void LoadKeys(T* to, const T* rows, int64_t row_stride, int64_t head_stride,
-                          int32_t n) const {
+    SIMT_FN void LoadKeys(T* to, const DeviceMatrix<const T>& rows, int32_t n) const {
       const int thread = simt::Opaque(simt::ThreadIndex());
       const int first = thread / kLine, column = thread % kLine;
       const int32_t key = n * kBlockN + first, length = simt::Load(&tile->k_length);
-      const T* from = rows + (simt::Load(&tile->k_begin) + key) * row_stride +
-                      simt::Load(&tile->kv_head) * head_stride + column * kPerChunk;
+      const T* from = rows.data + (simt::Load(&tile->k_begin) + key) * rows.row +
+                      simt::Load(&tile->kv_head) * rows.head + column * kPerChunk;
       T* tile_row = to + At(first, column);
       SIMT_UNROLL
       for (int i = 0; i < kBlockN / kRowStep; ++i) {
@@ -211,9 +210,10 @@ struct ForwardSm80 {
         for (int c = 0; c < kChunks / kLine; ++c) {
           const int count = valid ? Memory::Columns(p.head_dim, column + c * kLine) : 0;
           Memory::LoadChunk(tile_row + (i * kRowStep * kChunks + c * kLine) * kPerChunk,
-                            count > 0 ? from + c * kLine * kPerChunk : rows, count, p.vector_loads);
+                            count > 0 ? from + c * kLine * kPerChunk : rows.data, count,
+                            p.vector_loads);
         }
-        from += kRowStep * row_stride;
+        from += kRowStep * rows.row;
       }
     }
 
@@ -276,7 +276,7 @@ struct ForwardSm80 {
     SIMT_FN void FinishPart(int lane, int row, int slab, int half) const {
       const int32_t split = simt::Load(&tile->split), splits = simt::Load(&tile->splits);
       const auto lse_of = [&](int32_t at) {
-        return p.softmax_lse + at * p.num_heads * p.lse_stride;
+        return p.softmax_lse + at * p.num_heads * p.sequences.total_q;
       };
       const float inverse =
           Rows::FinishRow(lane, row, maximum[slab][half], sum[slab][half], lse_of(split));

@@ -211,11 +211,6 @@ struct BackwardTests {
   }
 
  private:
-  template <class T>
-  static DeviceMatrix<T> MatrixAt(const void* data, const Tensor& like) {
-    return {static_cast<T*>(const_cast<void*>(data)), like.strides[0], like.strides[1]};
-  }
-
   // Fills the gradients of `results`, whose out and softmax_lse are there.
   template <class T, int kHeadDim>
   static simt::LaunchResult Emulate(const Case& c, const DeviceRun& run, const Results& results) {
@@ -228,13 +223,13 @@ struct BackwardTests {
     const simt::GlobalArray<RowStatistics> statistics(c.q.shape[0] * c.q.shape[1]);
     const DeviceOptions device(c);
     const bool aligned = run.vector_access && kHeadDim > 0 && c.q.shape[2] % 8 == 0;
-    const BackwardArguments<T> arguments{.q = MatrixAt<const T>(q.data(), c.q),
-                                         .k = MatrixAt<const T>(k.data(), c.k),
-                                         .v = MatrixAt<const T>(v.data(), c.v),
-                                         .d_out = MatrixAt<const T>(d_out.data(), c.d_out),
-                                         .dq = MatrixAt<T>(dq.data(), c.q),
-                                         .dk = MatrixAt<T>(dk.data(), c.k),
-                                         .dv = MatrixAt<T>(dv.data(), c.v),
+    const BackwardArguments<T> arguments{.q = MatrixAt<const T>(q, c.q),
+                                         .k = MatrixAt<const T>(k, c.k),
+                                         .v = MatrixAt<const T>(v, c.v),
+                                         .d_out = MatrixAt<const T>(d_out, c.d_out),
+                                         .dq = MatrixAt<T>(dq, c.q),
+                                         .dk = MatrixAt<T>(dk, c.k),
+                                         .dv = MatrixAt<T>(dv, c.v),
                                          .statistics = statistics.data(),
                                          .sequences = device.sequences(),
                                          .mask = device.mask(),
@@ -251,8 +246,7 @@ struct BackwardTests {
 
     simt::LaunchResult result = simt::Launch<BackwardStatistics<T>>(
         run.blocks, BackwardStatistics<T>::kSharedBytes,
-        {MatrixAt<const T>(out.data(), c.q), arguments.d_out,
-         reinterpret_cast<const float*>(lse.data()),
+        {MatrixAt<const T>(out, c.q), arguments.d_out, reinterpret_cast<const float*>(lse.data()),
          c.with_d_lse ? reinterpret_cast<const float*>(d_lse.data()) : nullptr, statistics.data(),
          c.q.shape[0], arguments.num_heads, arguments.num_kv_heads, arguments.head_dim},
         {.seed = run.seed});

@@ -66,6 +66,12 @@ void Download(const simt::GlobalArray<T>& from, const Tensor& to) {
   std::memcpy(to.data<unsigned char>(), from.data(), sizeof(T) * static_cast<size_t>(from.size()));
 }
 
+// A copy that lies as `like` does.
+template <class T>
+DeviceMatrix<T> MatrixAt(const simt::GlobalArray<unsigned char>& copy, const Tensor& like) {
+  return {reinterpret_cast<T*>(copy.data()), like.strides[0], like.strides[1]};
+}
+
 // The options of a case as kernels read them.
 struct DeviceOptions {
   explicit DeviceOptions(const Case& c)

@@ -38,20 +38,11 @@ simt::LaunchResult EmulateForward(const Case& c, const DeviceRun& run, const Res
   const simt::GlobalArray<float> partial_out(split ? run.splits * c.q.size() : 0);
   const DeviceOptions device(c);
   const bool aligned = run.vector_access && kHeadDim > 0 && c.q.shape[2] % 8 == 0;
-  const ForwardArguments<T> arguments{.q = reinterpret_cast<const T*>(q.data()),
-                                      .k = reinterpret_cast<const T*>(k.data()),
-                                      .v = reinterpret_cast<const T*>(v.data()),
-                                      .out = reinterpret_cast<T*>(out.data()),
+  const ForwardArguments<T> arguments{.q = MatrixAt<const T>(q, c.q),
+                                      .k = MatrixAt<const T>(k, c.k),
+                                      .v = MatrixAt<const T>(v, c.v),
+                                      .out = MatrixAt<T>(out, results.out),
                                       .softmax_lse = split ? partial_lse.data() : lse.data(),
-                                      .q_row = c.q.strides[0],
-                                      .q_head = c.q.strides[1],
-                                      .k_row = c.k.strides[0],
-                                      .k_head = c.k.strides[1],
-                                      .v_row = c.v.strides[0],
-                                      .v_head = c.v.strides[1],
-                                      .out_row = c.q.shape[1] * c.q.shape[2],
-                                      .out_head = c.q.shape[2],
-                                      .lse_stride = c.q.shape[0],
                                       .sequences = device.sequences(),
                                       .mask = device.mask(),
                                       .schedule = device.schedule(),
@@ -72,16 +63,11 @@ simt::LaunchResult EmulateForward(const Case& c, const DeviceRun& run, const Res
       RunTiles<Kernel>(Family::template ParamsOf<Kernel>(arguments, c), run);
   ++kernel_runs;
   if (split && result.ok()) {
-    result = simt::Launch<SplitCombine<T>>(run.blocks, SplitCombine<T>::kSharedBytes,
-                                           {partial_out.data(),
-                                            partial_lse.data(),
-                                            {arguments.out, arguments.out_row, arguments.out_head},
-                                            lse.data(),
-                                            c.q.shape[0],
-                                            arguments.num_heads,
-                                            arguments.head_dim,
-                                            run.splits},
-                                           {.seed = run.seed});
+    result = simt::Launch<SplitCombine<T>>(
+        run.blocks, SplitCombine<T>::kSharedBytes,
+        {partial_out.data(), partial_lse.data(), arguments.out, lse.data(), c.q.shape[0],
+         arguments.num_heads, arguments.head_dim, run.splits},
+        {.seed = run.seed});
     ++kernel_runs;
   }
   Download(out, results.out);

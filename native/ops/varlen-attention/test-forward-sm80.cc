@@ -70,12 +70,9 @@ TEST_CASE("sm_80 forward: offsets past 2^31 elements") {
   const simt::GlobalArray<int32_t> order(4), next_tile(1);
   const simt::GlobalArray<int64_t> tile_start(5);
   ForwardArguments<bfloat16> p{};
-  p.q = p.k = p.v = q.data();
-  p.out = out.data();
+  p.q = p.k = p.v = {q.data(), kRow, 64};
+  p.out = {out.data(), kRow, 64};
   p.softmax_lse = lse.data();
-  p.q_row = p.k_row = p.v_row = p.out_row = kRow;
-  p.q_head = p.k_head = p.v_head = p.out_head = 64;
-  p.lse_stride = kRows;
   p.sequences = {cu.data(), cu.data(), used.data(), used.data(), 3, kRows, kRows};
   p.mask = {kUnbounded, kUnbounded, nullptr};
   p.schedule = {order.data(), tile_start.data(), next_tile.data()};
