@@ -1,8 +1,8 @@
 'use strict';
 
 /**
- * Ops whose CUDA kernels do all that their tests ask for. varlen-attention has no float32 there:
- * test/ops/varlen-attention-cuda.test.ts is for what it has.
+ * Ops whose own tests run on a GPU too. Those of varlen-attention are not among them:
+ * test/ops/varlen-attention-cuda.test.ts is for its kernels.
  */
 const CUDA_OPS = [
   'adamw',

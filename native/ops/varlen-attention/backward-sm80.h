@@ -1,14 +1,16 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/simt/simt.h"
 #include "ops/varlen-attention/device-params.h"
 #include "ops/varlen-attention/device-sequence.h"
+#include "ops/varlen-attention/tile-f32.h"
 #include "ops/varlen-attention/tile-sm80.h"
 
-// The backward pass on mma.sync (sm_80 and everything after it). A tile keeps its rows X1, X2 in
-// shared memory while blocks of Y1, Y2 stream through:
+// The backward pass on mma.sync, or on fused multiply-adds for float32 (sm_80 and everything after
+// it). A tile keeps its rows X1, X2 in shared memory while blocks of Y1, Y2 stream through:
 //
 //   of keys:         X = k, v       Y = q, dout   dk += dU^T q, dv += P^T dout
 //   of packed rows:  X = q, dout    Y = k, v      dq += dU k
@@ -29,35 +31,59 @@ template <int kHeadDim, bool kOfKeys>
 struct BackwardTileSm80;
 template <>
 struct BackwardTileSm80<64, true> {
-  static constexpr int kSlabs = 2, kColumns = 32;
+  static constexpr int kWarps = 4, kSlabs = 2, kColumns = 32;
 };
 template <>
 struct BackwardTileSm80<96, true> {
-  static constexpr int kSlabs = 1, kColumns = 64;
+  static constexpr int kWarps = 4, kSlabs = 1, kColumns = 64;
 };
 template <>
 struct BackwardTileSm80<128, true> {
-  static constexpr int kSlabs = 1, kColumns = 32;
+  static constexpr int kWarps = 4, kSlabs = 1, kColumns = 32;
 };
 template <>
 struct BackwardTileSm80<64, false> {
-  static constexpr int kSlabs = 2, kColumns = 32;
+  static constexpr int kWarps = 4, kSlabs = 2, kColumns = 32;
 };
 template <>
 struct BackwardTileSm80<96, false> {
-  static constexpr int kSlabs = 2, kColumns = 32;
+  static constexpr int kWarps = 4, kSlabs = 2, kColumns = 32;
 };
 template <>
 struct BackwardTileSm80<128, false> {
-  static constexpr int kSlabs = 2, kColumns = 32;
+  static constexpr int kWarps = 4, kSlabs = 2, kColumns = 32;
 };
 template <bool kOfKeys>
 struct BackwardTileSm80<192, kOfKeys> {
-  static constexpr int kSlabs = 1, kColumns = 32;
+  static constexpr int kWarps = 4, kSlabs = 1, kColumns = 32;
 };
 template <bool kOfKeys>
 struct BackwardTileSm80<256, kOfKeys> {
-  static constexpr int kSlabs = 1, kColumns = 16;
+  static constexpr int kWarps = 4, kSlabs = 1, kColumns = 16;
+};
+
+// The same of float32, in 96 KiB.
+template <int kHeadDim>
+struct BackwardTileF32;
+template <>
+struct BackwardTileF32<64> {
+  static constexpr int kWarps = 4, kSlabs = 2, kColumns = 32;
+};
+template <>
+struct BackwardTileF32<96> {
+  static constexpr int kWarps = 4, kSlabs = 1, kColumns = 32;
+};
+template <>
+struct BackwardTileF32<128> {
+  static constexpr int kWarps = 4, kSlabs = 1, kColumns = 16;
+};
+template <>
+struct BackwardTileF32<192> {
+  static constexpr int kWarps = 2, kSlabs = 1, kColumns = 16;
+};
+template <>
+struct BackwardTileF32<256> {
+  static constexpr int kWarps = 2, kSlabs = 1, kColumns = 8;
 };
 
 template <class T, int kHeadDim, Gradient kGradient>
@@ -68,13 +94,14 @@ struct BackwardSm80 {
   static constexpr bool kGivesScores = kGradient != Gradient::kValue;
   static constexpr int kGradients = kGradient == Gradient::kKeyAndValue ? 2 : 1;
 
-  using Shape = BackwardTileSm80<kHeadDim, kOfKeys>;
+  using Shape = std::conditional_t<std::is_same_v<T, float>, BackwardTileF32<kHeadDim>,
+                                   BackwardTileSm80<kHeadDim, kOfKeys>>;
   using Params = BackwardArguments<T>;
-  static constexpr int kWarps = 4, kSlabs = Shape::kSlabs, kColumns = Shape::kColumns;
+  static constexpr int kWarps = Shape::kWarps, kSlabs = Shape::kSlabs, kColumns = Shape::kColumns;
   static constexpr int kThreads = kWarps * simt::kWarpSize;
   static constexpr int kMinBlocks = 1;
   static constexpr int kRows = 16 * kSlabs * kWarps;
-  using Memory = TileSm80<T, kHeadDim, kThreads>;
+  using Memory = ProductTile<T, kHeadDim, kThreads>;
 
   // What the threads of a block must know of their tile; it is read where it is used, because the
   // sums leave few registers. A column is a packed row for tiles of keys, else a key.
@@ -89,7 +116,7 @@ struct BackwardSm80 {
     int32_t id;
     int32_t unused;
   };
-  static constexpr int64_t kTileBytes = int64_t{2 * kRows + 4 * kColumns} * kHeadDim * 2;
+  static constexpr int64_t kTileBytes = int64_t{2 * kRows + 4 * kColumns} * kHeadDim * sizeof(T);
   static constexpr int64_t kStatisticsBytes =
       kOfKeys ? int64_t{2} * kColumns * sizeof(RowStatistics) : 0;
   static constexpr int64_t kSharedBytes = kTileBytes + kStatisticsBytes + sizeof(TileInfo);
@@ -323,7 +350,8 @@ struct BackwardSm80 {
       SIMT_UNROLL
       for (int chunk = column; chunk < Memory::kChunks; chunk += Memory::kLine) {
         const int count = valid ? Memory::Columns(p.head_dim, chunk) : 0;
-        Memory::LoadChunk(to + Memory::At(row, chunk), count > 0 ? from + chunk * 8 : from, count,
+        Memory::LoadChunk(to + Memory::At(row, chunk),
+                          count > 0 ? from + chunk * Memory::kPerChunk : from, count,
                           p.vector_loads);
       }
     }
@@ -463,9 +491,8 @@ struct BackwardSm80 {
             SIMT_UNROLL
             for (int d = 0; d < kHeadDim / 8; ++d) {
               const float* pair = &sums[g][slab][d][2 * half];
-              T* to = X(g) + Memory::At(RowOf(lane, slab, half), d);
-              simt::Store(reinterpret_cast<uint32_t*>(to) + lane % 4,
-                          simt::PackPair<T>(pair[0] * scale, pair[1] * scale));
+              Memory::StorePair(X(g), RowOf(lane, slab, half), d, lane, pair[0] * scale,
+                                pair[1] * scale);
             }
           }
         }
@@ -493,9 +520,10 @@ struct BackwardSm80 {
         const int32_t head = kOfKeys ? simt::Load(&tile->kv_head) : HeadOf(start, row);
         const auto* chunk_at =
             reinterpret_cast<const simt::Vector4*>(from + Memory::At(row, chunk));
-        Memory::StoreChunk(to.data + (begin + token) * to.row + head * to.head + chunk * 8,
-                           token < length ? simt::Load(chunk_at) : simt::Vector4{0, 0, 0, 0}, count,
-                           p.vector_stores);
+        Memory::StoreChunk(
+            to.data + (begin + token) * to.row + head * to.head + chunk * Memory::kPerChunk,
+            token < length ? simt::Load(chunk_at) : simt::Vector4{0, 0, 0, 0}, count,
+            p.vector_stores);
       }
     }
 

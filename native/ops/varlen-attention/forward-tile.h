@@ -133,13 +133,13 @@ struct ForwardRows {
   SIMT_FN void LoadRowOfQ(int row, int column, const At& at) const {
     const int32_t token = TokenOf(row);
     const bool valid = token < simt::Load(&tile->q_length);
-    const T* from = p.q;
-    if (valid) from += (simt::Load(&tile->q_begin) + token) * p.q_row + HeadOf(row) * p.q_head;
+    const T* from = p.q.data;
+    if (valid) from += (simt::Load(&tile->q_begin) + token) * p.q.row + HeadOf(row) * p.q.head;
     SIMT_UNROLL
     for (int chunk = column; chunk < kChunks; chunk += kStep) {
       const int count = valid ? TileChunk<T>::Columns(p.head_dim, chunk) : 0;
-      TileChunk<T>::LoadChunk(at(chunk), count > 0 ? from + chunk * 8 : from, count,
-                              p.vector_loads);
+      TileChunk<T>::LoadChunk(at(chunk), count > 0 ? from + chunk * TileChunk<T>::kPerChunk : from,
+                              count, p.vector_loads);
     }
   }
 
@@ -247,18 +247,19 @@ struct ForwardRows {
     const int32_t token = TokenOf(row);
     if (lane % 4 == 0 && token < simt::Load(&tile->q_slot)) {
       const bool has_lse = seen && token < simt::Load(&tile->q_length);
-      simt::Store(softmax_lse + HeadOf(row) * p.lse_stride + simt::Load(&tile->q_begin) + token,
-                  has_lse ? (maximum + simt::Log2(sum)) * kLn2 : -simt::Infinity());
+      simt::Store(
+          softmax_lse + HeadOf(row) * p.sequences.total_q + simt::Load(&tile->q_begin) + token,
+          has_lse ? (maximum + simt::Log2(sum)) * kLn2 : -simt::Infinity());
     }
     return seen ? 1.0f / sum : 0.0f;
   }
-  // Eight columns of a row of the output, from shared memory.
+  // A chunk of a row of the output, from shared memory.
   SIMT_FN void StoreChunk(int row, int chunk, const T* from) const {
     const int32_t token = TokenOf(row);
     const int count = TileChunk<T>::Columns(p.head_dim, chunk);
     if (token >= simt::Load(&tile->q_slot) || count == 0) return;
-    T* to = p.out + (simt::Load(&tile->q_begin) + token) * p.out_row + HeadOf(row) * p.out_head +
-            chunk * 8;
+    T* to = p.out.data + (simt::Load(&tile->q_begin) + token) * p.out.row +
+            HeadOf(row) * p.out.head + chunk * TileChunk<T>::kPerChunk;
     const simt::Vector4 values = token < simt::Load(&tile->q_length)
                                      ? simt::Load(reinterpret_cast<const simt::Vector4*>(from))
                                      : simt::Vector4{0, 0, 0, 0};

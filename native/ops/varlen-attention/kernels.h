@@ -18,6 +18,10 @@ using ForwardSm80Kernels =
                      ForwardSm80<half, 96>, ForwardSm80<half, 128>, ForwardSm80<half, 192>,
                      ForwardSm80<half, 256>>;
 
+using ForwardF32Kernels =
+    cuda::KernelList<SplitCombine<float>, ForwardSm80<float, 64>, ForwardSm80<float, 96>,
+                     ForwardSm80<float, 128>, ForwardSm80<float, 192>, ForwardSm80<float, 256>>;
+
 using ForwardSm90aKernels =
     cuda::KernelList<ForwardSm90a<bfloat16, 64>, ForwardSm90a<bfloat16, 96>,
                      ForwardSm90a<bfloat16, 128>, ForwardSm90a<bfloat16, 192>,
