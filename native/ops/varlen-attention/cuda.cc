@@ -241,12 +241,25 @@ Status Launch(const Backward& p) {
       {MatrixOf<const T>(p.out), arguments.d_out, p.softmax_lse.data<float>(),
        cuda::Launch::DataOf<float>(p.d_lse), const_cast<RowStatistics*>(arguments.statistics),
        p.q.shape[0], arguments.num_heads, arguments.num_kv_heads, arguments.head_dim});
-  RunTiles<BackwardSm80<T, kHeadDim, Gradient::kQuery>>(launch, arguments);
+  const bool tma = arguments.vector_loads && Mappable(p.q) && Mappable(p.k) && Mappable(p.v) &&
+                   Mappable(p.d_out);
+  const auto pass = [&]<Gradient kGradient>() {
+    if constexpr (sizeof(T) == 2) {
+      using Sm90a = BackwardSm90a<T, kHeadDim, kGradient>;
+      if (tma && launch.HasSm90a<Sm90a>() && Sm90a::Takes(arguments)) {
+        const auto maps = Sm90a::Maps(arguments);
+        RunTiles<Sm90a>(launch, {arguments, {launch.MapOf(maps[0]), launch.MapOf(maps[1])}});
+        return;
+      }
+    }
+    RunTiles<BackwardSm80<T, kHeadDim, kGradient>>(launch, arguments);
+  };
+  pass.template operator()<Gradient::kQuery>();
   if constexpr (kHeadDim <= 128) {
-    RunTiles<BackwardSm80<T, kHeadDim, Gradient::kKeyAndValue>>(launch, arguments);
+    pass.template operator()<Gradient::kKeyAndValue>();
   } else {
-    RunTiles<BackwardSm80<T, kHeadDim, Gradient::kKey>>(launch, arguments);
-    RunTiles<BackwardSm80<T, kHeadDim, Gradient::kValue>>(launch, arguments);
+    pass.template operator()<Gradient::kKey>();
+    pass.template operator()<Gradient::kValue>();
   }
   return launch.status();
 }
