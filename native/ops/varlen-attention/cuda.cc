@@ -186,10 +186,10 @@ bool Mappable(const Tensor& tensor) {
 
 // wgmma multiplies 16-bit elements.
 template <class T, int kHeadDim>
-bool UsesSm90a(const cuda::Launch& launch, const Forward& p) {
+bool UsesSm90a(const cuda::Launch& launch, const Forward& p, const ForwardArguments<T>& arguments) {
   if constexpr (sizeof(T) == 2) {
-    return launch.HasSm90a<ForwardSm90a<T, kHeadDim>>() && Aligned16(p.q) && Aligned16(p.k) &&
-           Aligned16(p.v) && Mappable(p.k) && Mappable(p.v);
+    return launch.HasSm90a<ForwardSm90a<T, kHeadDim>>() && arguments.vector_loads &&
+           Mappable(p.k) && Mappable(p.v);
   } else {
     return false;
   }
@@ -212,7 +212,7 @@ Status Launch(const Forward& p) {
   using Sm80 = ForwardSm80<T, kHeadDim>;
   cuda::Launch& launch = cuda::Launch::Current();
   ForwardArguments<T> arguments = ArgumentsOf<T>(launch, p);
-  const bool sm90a = UsesSm90a<T, kHeadDim>(launch, p);
+  const bool sm90a = UsesSm90a<T, kHeadDim>(launch, p, arguments);
   if (p.num_splits > 0) {
     arguments.same_splits = true;
     arguments.splits = static_cast<int32_t>(std::min(p.num_splits, kMostSplits));
