@@ -186,10 +186,10 @@ bool Mappable(const Tensor& tensor) {
 
 // wgmma multiplies 16-bit elements.
 template <class T, int kHeadDim>
-bool UsesSm90a(const cuda::Launch& launch, const Forward& p) {
+bool UsesSm90a(const cuda::Launch& launch, const Forward& p, const ForwardArguments<T>& arguments) {
   if constexpr (sizeof(T) == 2) {
-    return launch.HasSm90a<ForwardSm90a<T, kHeadDim>>() && Aligned16(p.q) && Aligned16(p.k) &&
-           Aligned16(p.v) && Mappable(p.k) && Mappable(p.v);
+    return launch.HasSm90a<ForwardSm90a<T, kHeadDim>>() && arguments.vector_loads &&
+           Mappable(p.k) && Mappable(p.v);
   } else {
     return false;
   }
@@ -212,7 +212,7 @@ Status Launch(const Forward& p) {
   using Sm80 = ForwardSm80<T, kHeadDim>;
   cuda::Launch& launch = cuda::Launch::Current();
   ForwardArguments<T> arguments = ArgumentsOf<T>(launch, p);
-  const bool sm90a = UsesSm90a<T, kHeadDim>(launch, p);
+  const bool sm90a = UsesSm90a<T, kHeadDim>(launch, p, arguments);
   if (p.num_splits > 0) {
     arguments.same_splits = true;
     arguments.splits = static_cast<int32_t>(std::min(p.num_splits, kMostSplits));
@@ -241,12 +241,25 @@ Status Launch(const Backward& p) {
       {MatrixOf<const T>(p.out), arguments.d_out, p.softmax_lse.data<float>(),
        cuda::Launch::DataOf<float>(p.d_lse), const_cast<RowStatistics*>(arguments.statistics),
        p.q.shape[0], arguments.num_heads, arguments.num_kv_heads, arguments.head_dim});
-  RunTiles<BackwardSm80<T, kHeadDim, Gradient::kQuery>>(launch, arguments);
+  const bool tma = arguments.vector_loads && Mappable(p.q) && Mappable(p.k) && Mappable(p.v) &&
+                   Mappable(p.d_out);
+  const auto pass = [&]<Gradient kGradient>() {
+    if constexpr (sizeof(T) == 2) {
+      using Sm90a = BackwardSm90a<T, kHeadDim, kGradient>;
+      if (tma && launch.HasSm90a<Sm90a>() && Sm90a::Takes(arguments)) {
+        const auto maps = Sm90a::Maps(arguments);
+        RunTiles<Sm90a>(launch, {arguments, {launch.MapOf(maps[0]), launch.MapOf(maps[1])}});
+        return;
+      }
+    }
+    RunTiles<BackwardSm80<T, kHeadDim, kGradient>>(launch, arguments);
+  };
+  pass.template operator()<Gradient::kQuery>();
   if constexpr (kHeadDim <= 128) {
-    RunTiles<BackwardSm80<T, kHeadDim, Gradient::kKeyAndValue>>(launch, arguments);
+    pass.template operator()<Gradient::kKeyAndValue>();
   } else {
-    RunTiles<BackwardSm80<T, kHeadDim, Gradient::kKey>>(launch, arguments);
-    RunTiles<BackwardSm80<T, kHeadDim, Gradient::kValue>>(launch, arguments);
+    pass.template operator()<Gradient::kKey>();
+    pass.template operator()<Gradient::kValue>();
   }
   return launch.status();
 }

@@ -11,6 +11,10 @@ namespace {
                                      cuda::LinkEmulated(QueryGradientSm80Kernels<bfloat16>{}) &&
                                      cuda::LinkEmulated(QueryGradientSm80Kernels<half>{}) &&
                                      cuda::LinkEmulated(KeyGradientSm80Kernels<bfloat16>{}) &&
-                                     cuda::LinkEmulated(KeyGradientSm80Kernels<half>{});
+                                     cuda::LinkEmulated(KeyGradientSm80Kernels<half>{}) &&
+                                     cuda::LinkEmulated(QueryGradientSm90aKernels<bfloat16>{}) &&
+                                     cuda::LinkEmulated(QueryGradientSm90aKernels<half>{}) &&
+                                     cuda::LinkEmulated(KeyGradientSm90aKernels<bfloat16>{}) &&
+                                     cuda::LinkEmulated(KeyGradientSm90aKernels<half>{});
 }
 }  // namespace varlen::varlen_attention

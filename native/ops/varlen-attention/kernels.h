@@ -2,6 +2,7 @@
 
 #include "core/cuda/kernel.h"
 #include "ops/varlen-attention/backward-sm80.h"
+#include "ops/varlen-attention/backward-sm90a.h"
 #include "ops/varlen-attention/backward-statistics.h"
 #include "ops/varlen-attention/forward-sm80.h"
 #include "ops/varlen-attention/forward-sm90a.h"
@@ -42,5 +43,19 @@ using KeyGradientSm80Kernels =
                      BackwardSm80<T, 128, Gradient::kKeyAndValue>,
                      BackwardSm80<T, 192, Gradient::kKey>, BackwardSm80<T, 192, Gradient::kValue>,
                      BackwardSm80<T, 256, Gradient::kKey>, BackwardSm80<T, 256, Gradient::kValue>>;
+
+template <class T>
+using QueryGradientSm90aKernels =
+    cuda::KernelList<BackwardSm90a<T, 64, Gradient::kQuery>, BackwardSm90a<T, 96, Gradient::kQuery>,
+                     BackwardSm90a<T, 128, Gradient::kQuery>,
+                     BackwardSm90a<T, 192, Gradient::kQuery>,
+                     BackwardSm90a<T, 256, Gradient::kQuery>>;
+
+template <class T>
+using KeyGradientSm90aKernels = cuda::KernelList<
+    BackwardSm90a<T, 64, Gradient::kKeyAndValue>, BackwardSm90a<T, 96, Gradient::kKeyAndValue>,
+    BackwardSm90a<T, 128, Gradient::kKeyAndValue>, BackwardSm90a<T, 192, Gradient::kKey>,
+    BackwardSm90a<T, 192, Gradient::kValue>, BackwardSm90a<T, 256, Gradient::kKey>,
+    BackwardSm90a<T, 256, Gradient::kValue>>;
 
 }  // namespace varlen::varlen_attention
