@@ -135,11 +135,7 @@ struct BackwardSm80 {
       float s[kSlabs][kColumns / 8][4], ds[kSlabs][kColumns / 8][4];
       Memory::Multiply(s, X(0), Y(0, stage));
       if constexpr (Rows::kGivesScores) Memory::Multiply(ds, X(1), Y(1, stage));
-      if (rows.Plain(n)) {
-        Weigh</*kPlain=*/true>(s, ds, n, stage);
-      } else {
-        Weigh</*kPlain=*/false>(s, ds, n, stage);
-      }
+      Weigh(s, ds, n, stage);
       if constexpr (Rows::kGivesScores) Memory::Accumulate(sums[0], ds, Y(0, stage));
       if constexpr (Rows::kGivesWeights) Memory::Accumulate(sums[kGradients - 1], s, Y(1, stage));
     }
@@ -195,7 +191,6 @@ struct BackwardSm80 {
 
     // --- weights: s becomes P and ds, which holds dP, becomes dU ---
 
-    template <bool kPlain>
     SIMT_FN void Weigh(float (&s)[kSlabs][kColumns / 8][4], float (&ds)[kSlabs][kColumns / 8][4],
                        int32_t n, int stage) const {
       const int lane = simt::Opaque(simt::LaneIndex());
@@ -205,7 +200,7 @@ struct BackwardSm80 {
           return scores[slab][j][2 * half + e];
         };
       };
-      rows.template Weigh<kPlain>(n, ColumnStatistics(stage), statistics, row_of, of(s), of(ds));
+      rows.Weigh(n, ColumnStatistics(stage), statistics, row_of, of(s), of(ds));
     }
 
     // --- results, by way of this warp's own rows of the tile, which only its ldmatrix read ---
