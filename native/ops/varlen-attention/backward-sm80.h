@@ -74,14 +74,14 @@ struct BackwardSm80 {
 
   static SIMT_FN void Run(const Params& p, unsigned char* shared) {
     auto* work = reinterpret_cast<BackwardTile*>(shared + kSharedBytes - sizeof(BackwardTile));
-    const int64_t tiles = simt::Load(p.schedule.tile_start + p.sequences.num_seqs + 1);
     for (;;) {
       if (simt::ThreadIndex() == 0) {
         simt::Store(&work->id, simt::AtomicAdd(p.schedule.next_tile, 1));
       }
       simt::SyncThreads();
       const int64_t id = simt::Load(&work->id);
-      if (id >= tiles) return;
+      // Read each time: a tile takes all the registers there are.
+      if (id >= simt::Load(p.schedule.tile_start + p.sequences.num_seqs + 1)) return;
       // Everyone has left the previous tile: its id is read and its memory is free.
       if (simt::WarpIndex() == 0) Rows::Describe(p, id, work);
       simt::SyncThreads();
