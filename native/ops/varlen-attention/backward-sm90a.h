@@ -19,12 +19,10 @@ namespace varlen::varlen_attention {
 // scores and dP half a column each. Shared memory holds the tile and two blocks, 227 KiB at most.
 // From headDim 192 on dk and dv are passes of their own.
 constexpr int BackwardColumnsSm90a(int head_dim, Gradient gradient) {
-  const bool of_keys = gradient != Gradient::kQuery;
-  if (head_dim <= 64) return of_keys ? 96 : 112;
-  if (head_dim <= 96) return of_keys ? 80 : 96;
-  if (head_dim <= 128) return of_keys ? 64 : 96;
-  if (head_dim <= 192) return gradient == Gradient::kValue ? 96 : of_keys ? 80 : 64;
-  return gradient == Gradient::kValue ? 80 : 48;
+  if (gradient == Gradient::kQuery) return head_dim <= 128 ? 96 : head_dim <= 192 ? 64 : 48;
+  if (gradient == Gradient::kValue) return head_dim <= 192 ? 96 : 80;
+  if (gradient == Gradient::kKey) return head_dim <= 192 ? 80 : 48;
+  return head_dim <= 64 ? 96 : head_dim <= 96 ? 80 : 64;
 }
 
 template <class T, int kHeadDim, Gradient kGradient>
@@ -34,11 +32,11 @@ struct BackwardSm90a {
   static constexpr int kThreads = (1 + kConsumers) * simt::kWarpgroupSize;
   static constexpr int kMinBlocks = 1;
   static constexpr int kStages = 2;
-  // Per thread, of the 65536 of a multiprocessor. With 24, describing a tile spills.
-  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-  // What a block is given at first, 168 for each of its threads.
-  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
-                65536 / kThreads / 8 * 8 * 3);
+  // Per thread. Together they are what a block has at entry, 168 for each of its threads: more is
+  // waited for in vain.
+  static constexpr int kProducerRegisters = kHeadDim <= 64 ? 56 : 40;
+  static constexpr int kConsumerRegisters = kHeadDim <= 64 ? 224 : 232;
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters == 3 * 168);
 
   using Shared = TileSm90a<T, kHeadDim>;
   static constexpr int kGroupRows = Shared::kGroupRows;
