@@ -101,14 +101,14 @@ struct BackwardSm80 {
 
   static SIMT_FN void Run(const Params& p, unsigned char* shared) {
     auto* work = reinterpret_cast<BackwardTile*>(shared + kSharedBytes - sizeof(BackwardTile));
-    const int64_t tiles = simt::Load(p.schedule.tile_start + p.sequences.num_seqs + 1);
     for (;;) {
       if (simt::ThreadIndex() == 0) {
         simt::Store(&work->id, simt::AtomicAdd(p.schedule.next_tile, 1));
       }
       simt::SyncThreads();
       const int64_t id = simt::Load(&work->id);
-      if (id >= tiles) return;
+      // Read each time: a tile takes all the registers there are.
+      if (id >= simt::Load(p.schedule.tile_start + p.sequences.num_seqs + 1)) return;
       // Everyone has left the previous tile: its id is read and its memory is free.
       if (simt::WarpIndex() == 0) Rows::Describe(p, id, work);
       simt::SyncThreads();
@@ -162,11 +162,7 @@ struct BackwardSm80 {
       float s[kSlabs][kColumns / 8][4], ds[kSlabs][kColumns / 8][4];
       Memory::Multiply(s, X(0), Y(0, stage));
       if constexpr (Rows::kGivesScores) Memory::Multiply(ds, X(1), Y(1, stage));
-      if (rows.Plain(n)) {
-        Weigh</*kPlain=*/true>(s, ds, n, stage);
-      } else {
-        Weigh</*kPlain=*/false>(s, ds, n, stage);
-      }
+      Weigh(s, ds, n, stage);
       if constexpr (Rows::kGivesScores) Memory::Accumulate(sums[0], ds, Y(0, stage));
       if constexpr (Rows::kGivesWeights) Memory::Accumulate(sums[kGradients - 1], s, Y(1, stage));
     }
@@ -222,7 +218,6 @@ struct BackwardSm80 {
 
     // --- weights: s becomes P and ds, which holds dP, becomes dU ---
 
-    template <bool kPlain>
     SIMT_FN void Weigh(float (&s)[kSlabs][kColumns / 8][4], float (&ds)[kSlabs][kColumns / 8][4],
                        int32_t n, int stage) const {
       const int lane = simt::Opaque(simt::LaneIndex());
@@ -232,7 +227,7 @@ struct BackwardSm80 {
           return scores[slab][j][2 * half + e];
         };
       };
-      rows.template Weigh<kPlain>(n, ColumnStatistics(stage), statistics, row_of, of(s), of(ds));
+      rows.Weigh(n, ColumnStatistics(stage), statistics, row_of, of(s), of(ds));
     }
 
     // --- results, by way of this warp's own rows of the tile, which only it read ---

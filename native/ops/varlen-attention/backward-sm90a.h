@@ -19,12 +19,10 @@ namespace varlen::varlen_attention {
 // scores and dP half a column each. Shared memory holds the tile and two blocks, 227 KiB at most.
 // From headDim 192 on dk and dv are passes of their own.
 constexpr int BackwardColumnsSm90a(int head_dim, Gradient gradient) {
-  const bool of_keys = gradient != Gradient::kQuery;
-  if (head_dim <= 64) return 128;
-  if (head_dim <= 96) return of_keys ? 96 : 128;
-  if (head_dim <= 128) return of_keys ? 64 : 128;
-  if (head_dim <= 192) return gradient == Gradient::kValue ? 96 : 80;
-  return gradient == Gradient::kValue ? 80 : 48;
+  if (gradient == Gradient::kQuery) return head_dim <= 128 ? 96 : head_dim <= 192 ? 64 : 48;
+  if (gradient == Gradient::kValue) return head_dim <= 192 ? 96 : 80;
+  if (gradient == Gradient::kKey) return head_dim <= 192 ? 80 : 48;
+  return head_dim <= 64 ? 96 : head_dim <= 96 ? 80 : 64;
 }
 
 template <class T, int kHeadDim, Gradient kGradient>
@@ -34,10 +32,11 @@ struct BackwardSm90a {
   static constexpr int kThreads = (1 + kConsumers) * simt::kWarpgroupSize;
   static constexpr int kMinBlocks = 1;
   static constexpr int kStages = 2;
-  // Per thread, of the 65536 of a multiprocessor. With 24, decoding a tile spills.
-  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-  static_assert((kProducerRegisters + kConsumers * kConsumerRegisters) * simt::kWarpgroupSize <=
-                65536);
+  // Per thread. Together they are what a block has at entry, 168 for each of its threads: more is
+  // waited for in vain.
+  static constexpr int kProducerRegisters = kHeadDim <= 64 ? 56 : 40;
+  static constexpr int kConsumerRegisters = kHeadDim <= 64 ? 224 : 232;
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters == 3 * 168);
 
   using Shared = TileSm90a<T, kHeadDim>;
   static constexpr int kGroupRows = Shared::kGroupRows;
@@ -100,8 +99,9 @@ struct BackwardSm90a {
     const int warpgroup = simt::ShuffleIndex(simt::WarpIndex() / kWarps, 0);
     if (warpgroup == 0) {
       simt::DecreaseRegisters<kProducerRegisters>();
-      if (simt::WarpIndex() == 0) Producer{p, memory}.Run();
-      if (simt::WarpIndex() == 1) {
+      if (simt::WarpIndex() == 0) {
+        Producer{p, memory}.Run();
+      } else if (simt::WarpIndex() == 1) {
         memory.queue().Fill(p.schedule, p.sequences.num_seqs,
                             [&](int32_t id, BackwardTile* tile) { Rows::Describe(p, id, tile); });
       }
@@ -177,7 +177,7 @@ struct BackwardSm90a {
       const int slot = ring.Slot();
       const int32_t left = rows.ColumnsLeft(n);
       uint64_t* full = b->full + slot;
-      WaitAndDescribe(rows, n);
+      WaitAndDescribe(rows, n, left);
       if (left >= rows.Columns()) {
         LoadOperands(rows, n, full);
       } else {
@@ -194,22 +194,23 @@ struct BackwardSm90a {
     }
 
     // Until block n may be written; the statistics of its columns come meanwhile.
-    SIMT_FN void WaitAndDescribe(const Rows& rows, int32_t n) const {
+    SIMT_FN void WaitAndDescribe(const Rows& rows, int32_t n, int32_t left) const {
       uint64_t* empty = memory.barriers()->empty + ring.Slot();
       if constexpr (kOfKeys) {
         constexpr int kEach = (kColumns + simt::kWarpSize - 1) / simt::kWarpSize;
-        const int64_t first = int64_t{n} * rows.Columns();
+        const int32_t columns = left < rows.Columns() ? left : rows.Columns();
+        const RowStatistics* from = rows.StatisticsFrom(int64_t{n} * rows.Columns());
+        const int lane = simt::Opaque(simt::LaneIndex());
         RowStatistics statistics[kEach];
         SIMT_UNROLL
         for (int i = 0; i < kEach; ++i) {
-          const int column = i * simt::kWarpSize + simt::LaneIndex();
-          statistics[i] = column < rows.Columns() ? rows.StatisticsOf(first + column)
-                                                  : RowStatistics{simt::Infinity(), 0.0f};
+          const int column = i * simt::kWarpSize + lane;
+          statistics[i] = column < columns ? simt::Load(from + column) : Rows::NoStatistics();
         }
         simt::MBarrierWait(empty, ring.Empty());
         SIMT_UNROLL
         for (int i = 0; i < kEach; ++i) {
-          const int column = i * simt::kWarpSize + simt::LaneIndex();
+          const int column = i * simt::kWarpSize + lane;
           if (column < kColumns) {
             simt::Store(memory.Statistics(ring.Slot()) + column, statistics[i]);
           }
@@ -305,11 +306,7 @@ struct BackwardSm90a {
       simt::WgmmaWait<0>();
       simt::PinRegisters(s);
       if constexpr (kGivesScores) simt::PinRegisters(ds);
-      if (rows.Plain(n)) {
-        Weigh</*kPlain=*/true>(rows, n, s, ds);
-      } else {
-        Weigh</*kPlain=*/false>(rows, n, s, ds);
-      }
+      Weigh(rows, n, s, ds);
       Weights p_weights, u_weights;
       if constexpr (kGivesWeights) {
         Shared::template Convert<kColumns>(s, p_weights);
@@ -338,7 +335,6 @@ struct BackwardSm90a {
       for (int g = 0; g < kGradients; ++g) simt::PinRegisters(sums[g]);
     }
 
-    template <bool kPlain>
     SIMT_FN void Weigh(const Rows& rows, int32_t n, Scores& s, Scores& ds) const {
       const auto row_of = [&](int, int half) { return RowOf(half); };
       const auto of = [](Scores& scores) {
@@ -346,8 +342,7 @@ struct BackwardSm90a {
           return scores[4 * j + 2 * half + e];
         };
       };
-      rows.template Weigh<kPlain>(n, memory.Statistics(ring.Slot()), statistics, row_of, of(s),
-                                  of(ds));
+      rows.Weigh(n, memory.Statistics(ring.Slot()), statistics, row_of, of(s), of(ds));
     }
 
     // By way of this warp's own rows of X.

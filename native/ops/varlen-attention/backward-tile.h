@@ -66,57 +66,73 @@ struct BackwardRows {
     return {kOfKeys, p.num_kv_heads, GroupOf(p), p.head_dim, kRows, ColumnsOf(p)};
   }
 
-  // All lanes of a warp work it out, lane 0 writes it.
+  // All lanes of a warp work it out, lane 0 writes it, each thing as soon as it is known: there are
+  // few registers to keep it in.
   static SIMT_FN void Describe(const BackwardArguments<T>& p, int64_t id, BackwardTile* to) {
-    const int32_t group = GroupOf(p), columns = ColumnsOf(p);
     const Tile tile = DecodeTile(p.sequences, p.schedule, id, TilingOf(p));
     const DeviceSequence& s = tile.sequence;
     const int64_t first_row = tile.index * kRows;
-    int64_t begin = 0, end = 0, whole_begin = 0, whole_end = 0;  // columns
-    int32_t first_token = 0, last_token = 0;
-    if constexpr (kOfKeys) {
-      if (first_row < s.k_length) {
-        const auto first = static_cast<int32_t>(first_row);
-        const int32_t last = first + kRows < s.k_length ? first + kRows - 1 : s.k_length - 1;
-        int32_t tokens_end = s.TokensEnd(last, p.mask), whole_tokens = s.TokensEnd(first, p.mask);
-        if (p.mask.key_end != nullptr) {
-          const int32_t* key_end = p.mask.key_end + s.k_begin;
-          const int32_t largest = LargestKeyEnd(key_end, first, last + 1);
-          const int32_t smallest = SmallestKeyEnd(key_end, first, last + 1);
-          tokens_end = largest < tokens_end ? largest : tokens_end;
-          whole_tokens = smallest < whole_tokens ? smallest : whole_tokens;
-        }
-        begin = int64_t{s.TokensBegin(first, p.mask)} * group;
-        end = int64_t{tokens_end} * group;
-        whole_begin = int64_t{s.TokensBegin(last, p.mask)} * group;
-        // The columns after the last used row weigh nothing: they do not break a whole block.
-        whole_end = (int64_t{whole_tokens} + (whole_tokens == s.q_length ? kColumns : 0)) * group;
-      }
-    } else {
-      const int64_t last_row = int64_t{s.q_length} * group - 1, end_row = first_row + kRows - 1;
-      first_token = static_cast<int32_t>(first_row / group);
-      last_token = static_cast<int32_t>((end_row < last_row ? end_row : last_row) / group);
-      if (first_token < s.q_length) {
-        begin = s.KeysBegin(first_token, p.mask);
-        end = s.KeysEnd(last_token, p.mask);
-        whole_begin = s.KeysBegin(last_token, p.mask);
-        whole_end = s.KeysEnd(first_token, p.mask);
-      }
+    if (simt::LaneIndex() == 0) {
+      simt::Store(&to->q_begin, s.q_begin);
+      simt::Store(&to->k_begin, s.k_begin);
+      simt::Store(&to->first_row, first_row);
+      simt::Store(&to->q_slot, s.q_slot);
+      simt::Store(&to->k_slot, s.k_slot);
+      simt::Store(&to->q_length, s.q_length);
+      simt::Store(&to->k_length, s.k_length);
+      simt::Store(&to->b, tile.b);
+      simt::Store(&to->kv_head, tile.kv_head);
     }
+    if constexpr (kOfKeys) {
+      DescribeKeys(p, s, first_row, to);
+    } else {
+      DescribeRows(p, s, first_row, to);
+    }
+  }
+  static SIMT_FN void DescribeKeys(const BackwardArguments<T>& p, const DeviceSequence& s,
+                                   int64_t first_row, BackwardTile* to) {
+    const int32_t group = GroupOf(p);
+    if (first_row >= s.k_length) return DescribeColumns(p, 0, 0, to);
+    const auto first = static_cast<int32_t>(first_row);
+    const int32_t last = first + kRows < s.k_length ? first + kRows - 1 : s.k_length - 1;
+    int32_t tokens_end = s.TokensEnd(last, p.mask), whole_tokens = s.TokensEnd(first, p.mask);
+    if (p.mask.key_end != nullptr) {
+      const int32_t* key_end = p.mask.key_end + s.k_begin;
+      const int32_t largest = LargestKeyEnd(key_end, first, last + 1);
+      const int32_t smallest = SmallestKeyEnd(key_end, first, last + 1);
+      tokens_end = largest < tokens_end ? largest : tokens_end;
+      whole_tokens = smallest < whole_tokens ? smallest : whole_tokens;
+    }
+    if (simt::LaneIndex() == 0) {
+      // The columns after the last used row weigh nothing: they do not break a whole block.
+      const int64_t past = whole_tokens == s.q_length ? kColumns : 0;
+      simt::Store(&to->whole_end, (whole_tokens + past) * group);
+      simt::Store(&to->whole_begin, int64_t{s.TokensBegin(last, p.mask)} * group);
+    }
+    DescribeColumns(p, int64_t{s.TokensBegin(first, p.mask)} * group, int64_t{tokens_end} * group,
+                    to);
+  }
+  static SIMT_FN void DescribeRows(const BackwardArguments<T>& p, const DeviceSequence& s,
+                                   int64_t first_row, BackwardTile* to) {
+    const int32_t group = GroupOf(p);
+    const int64_t last_row = int64_t{s.q_length} * group - 1, end_row = first_row + kRows - 1;
+    const auto first = static_cast<int32_t>(first_row / group);
+    const auto last = static_cast<int32_t>((end_row < last_row ? end_row : last_row) / group);
+    if (simt::LaneIndex() == 0) {
+      simt::Store(&to->first_token, first);
+      simt::Store(&to->last_token, last);
+    }
+    if (first >= s.q_length) return DescribeColumns(p, 0, 0, to);
+    if (simt::LaneIndex() == 0) {
+      simt::Store(&to->whole_begin, s.KeysBegin(last, p.mask));
+      simt::Store(&to->whole_end, s.KeysEnd(first, p.mask));
+    }
+    DescribeColumns(p, s.KeysBegin(first, p.mask), s.KeysEnd(last, p.mask), to);
+  }
+  static SIMT_FN void DescribeColumns(const BackwardArguments<T>& p, int64_t begin, int64_t end,
+                                      BackwardTile* to) {
     if (simt::LaneIndex() != 0) return;
-    simt::Store(&to->q_begin, s.q_begin);
-    simt::Store(&to->k_begin, s.k_begin);
-    simt::Store(&to->first_row, first_row);
-    simt::Store(&to->whole_begin, whole_begin);
-    simt::Store(&to->whole_end, whole_end);
-    simt::Store(&to->q_slot, s.q_slot);
-    simt::Store(&to->k_slot, s.k_slot);
-    simt::Store(&to->q_length, s.q_length);
-    simt::Store(&to->k_length, s.k_length);
-    simt::Store(&to->b, tile.b);
-    simt::Store(&to->kv_head, tile.kv_head);
-    simt::Store(&to->first_token, first_token);
-    simt::Store(&to->last_token, last_token);
+    const int32_t columns = ColumnsOf(p);
     simt::Store(&to->first_block, static_cast<int32_t>(begin / columns));
     simt::Store(&to->end_block, begin < end ? static_cast<int32_t>(CeilDiv(end, columns)) : 0);
   }
@@ -125,6 +141,14 @@ struct BackwardRows {
   SIMT_FN int32_t Columns() const { return ColumnsOf(p); }
   SIMT_FN PackedRow PackedAt(int64_t row) const {
     return {static_cast<int32_t>(row / Group()), static_cast<int32_t>(row % Group())};
+  }
+  template <bool kKeys>
+  SIMT_FN PackedRow Start(int64_t row) const {
+    if constexpr (kKeys) {
+      return {static_cast<int32_t>(row), 0};
+    } else {
+      return PackedAt(row);
+    }
   }
   SIMT_FN int32_t TokenOf(const PackedRow& first, int row) const {
     return first.token + (first.in_group + row) / Group();
@@ -173,10 +197,6 @@ struct BackwardRows {
     const int64_t left = all - int64_t{n} * Columns();
     return static_cast<int32_t>(left < kColumns ? left : kColumns);
   }
-  // Is P of block n 2^(a multiple of the score - lse) everywhere?
-  SIMT_FN bool Plain(int32_t n) const {
-    return p.softcap == 0 && p.alibi_slopes == nullptr && SeenWhole(n);
-  }
 
   // --- loads ---
 
@@ -186,7 +206,7 @@ struct BackwardRows {
   SIMT_FN void LoadRows(int thread, const DeviceMatrix<const T>& a, const DeviceMatrix<const T>& b,
                         int64_t first, const At& at) const {
     const int column = thread % Layout::kLine;
-    const PackedRow start = kKeys ? PackedRow{static_cast<int32_t>(first), 0} : PackedAt(first);
+    const PackedRow start = Start<kKeys>(first);
     const int32_t length = simt::Load(kKeys ? &tile->k_length : &tile->q_length);
     const int64_t begin = simt::Load(kKeys ? &tile->k_begin : &tile->q_begin);
     SIMT_NO_UNROLL
@@ -223,35 +243,69 @@ struct BackwardRows {
       LoadRows<false, kCount, 2, Layout>(thread, p.q, p.d_out, first, at);
     }
   }
-  // Of a packed row. Those of a row past the sequence make all its weights 0.
-  SIMT_FN RowStatistics StatisticsOf(int64_t row) const {
-    if (row >= int64_t{simt::Load(&tile->q_length)} * Group()) return {simt::Infinity(), 0.0f};
+  // Of packed row `row` and those after it.
+  SIMT_FN const RowStatistics* StatisticsFrom(int64_t row) const {
     const int64_t first =
         simt::Load(&tile->kv_head) * p.sequences.total_q + simt::Load(&tile->q_begin);
-    return simt::Load(p.statistics + first * Group() + row);
+    return p.statistics + first * Group() + row;
   }
+  // Of a packed row. Those of a row past the sequence make all its weights 0.
+  SIMT_FN RowStatistics StatisticsOf(int64_t row) const {
+    if (row >= int64_t{simt::Load(&tile->q_length)} * Group()) return NoStatistics();
+    return simt::Load(StatisticsFrom(row));
+  }
+  static SIMT_FN RowStatistics NoStatistics() { return {simt::Infinity(), 0.0f}; }
 
   // --- weights of block n: s becomes P and ds, which holds dP, becomes dU. s(slab, j, half, e) is
   //     this lane's at row row_of(slab, half) of the tile and column 8 j + 2 (lane mod 4) + e of
   //     the block, as mma.sync and wgmma leave it ---
 
-  // What a query row needs to know to weigh a key.
+  // `of_columns`: the statistics of the block's columns where those are packed rows; `of_rows`, per
+  // slab and half, of this lane's rows where the tile's are. Step by step: all at once would need
+  // more registers.
+  template <int kSlabs, class RowOf, class S, class Ds>
+  SIMT_FN void Weigh(int32_t n, const RowStatistics* of_columns,
+                     const RowStatistics (&of_rows)[kSlabs][2], const RowOf& row_of, const S& s,
+                     const Ds& ds) const {
+    const bool whole = SeenWhole(n);
+    if (whole && p.softcap == 0 && p.alibi_slopes == nullptr) {
+      ForEachWeight<Step::kAll>(n, of_columns, of_rows, row_of, s, ds);
+      return;
+    }
+    ForEachWeight<Step::kScore>(n, of_columns, of_rows, row_of, s, ds);
+    if (!whole) {
+      ForEachWeight<Step::kMask>(n, of_columns, of_rows, row_of, s, ds);
+      if (!kOfKeys && p.mask.key_end != nullptr) {
+        ForEachWeight<Step::kTree>(n, of_columns, of_rows, row_of, s, ds);
+      }
+    }
+    ForEachWeight<Step::kExponent>(n, of_columns, of_rows, row_of, s, ds);
+  }
+
+  // kScore: s becomes the score in base 2, ds its derivative times dP - delta. kMask: -inf and 0
+  // where they are masked; where every column has an end of its own to be read, trees are left to
+  // kTree. kExponent: s becomes P, and ds dU. kAll: the same where nothing is masked and the score
+  // is the scaled product.
+  enum class Step { kAll, kScore, kMask, kTree, kExponent };
+
+  // What a query row needs to know for a step.
   struct Query {
     RowStatistics statistics;
     int32_t token, position, keys_begin, keys_end;
     float slope;
   };
 
-  // `of_columns`: the statistics of the block's columns where those are packed rows; `of_rows`, per
-  // slab and half, of this lane's rows where the tile's are.
-  template <bool kPlain, int kSlabs, class RowOf, class S, class Ds>
-  SIMT_FN void Weigh(int32_t n, const RowStatistics* of_columns,
-                     const RowStatistics (&of_rows)[kSlabs][2], const RowOf& row_of, const S& s,
-                     const Ds& ds) const {
+  template <Step kStep, int kSlabs, class RowOf, class S, class Ds>
+  SIMT_FN void ForEachWeight(int32_t n, const RowStatistics* of_columns,
+                             const RowStatistics (&of_rows)[kSlabs][2], const RowOf& row_of,
+                             const S& s, const Ds& ds) const {
     const int first_column = simt::Opaque(simt::LaneIndex()) % 4 * 2;
+    constexpr bool kNamesRows = kStep != Step::kAll && kStep != Step::kExponent;
+    PackedRow first{};
+    if constexpr (kNamesRows) {
+      first = PackedAt(kOfKeys ? int64_t{n} * Columns() : simt::Load(&tile->first_row));
+    }
     if constexpr (kOfKeys) {
-      PackedRow first{};
-      if constexpr (!kPlain) first = PackedAt(int64_t{n} * Columns());
       const auto first_key = static_cast<int32_t>(simt::Load(&tile->first_row));
       SIMT_UNROLL
       for (int j = 0; j < kColumns / 8; ++j) {
@@ -260,57 +314,61 @@ struct BackwardRows {
           const int column = j * 8 + first_column + e;
           Query query{};
           query.statistics = simt::Load(of_columns + column);
-          if constexpr (!kPlain) Describe(first, column, query);
+          if constexpr (kNamesRows) Describe<kStep>(first, column, query);
           SIMT_UNROLL
           for (int slab = 0; slab < kSlabs; ++slab) {
             SIMT_UNROLL
             for (int half = 0; half < 2; ++half) {
-              Weigh<kPlain>(query, first_key + row_of(slab, half), s(slab, j, half, e),
-                            ds(slab, j, half, e));
+              Advance<kStep>(query, first_key + row_of(slab, half), s(slab, j, half, e),
+                             ds(slab, j, half, e));
             }
           }
         }
       }
     } else {
-      PackedRow first{};
-      if constexpr (!kPlain) first = PackedAt(simt::Load(&tile->first_row));
       SIMT_UNROLL
       for (int slab = 0; slab < kSlabs; ++slab) {
         SIMT_UNROLL
         for (int half = 0; half < 2; ++half) {
           Query query{};
           query.statistics = of_rows[slab][half];
-          if constexpr (!kPlain) Describe(first, row_of(slab, half), query);
+          if constexpr (kNamesRows) Describe<kStep>(first, row_of(slab, half), query);
           SIMT_UNROLL
           for (int j = 0; j < kColumns / 8; ++j) {
             SIMT_UNROLL
             for (int e = 0; e < 2; ++e) {
-              Weigh<kPlain>(query, n * kColumns + j * 8 + first_column + e, s(slab, j, half, e),
-                            ds(slab, j, half, e));
+              Advance<kStep>(query, n * kColumns + j * 8 + first_column + e, s(slab, j, half, e),
+                             ds(slab, j, half, e));
             }
           }
         }
       }
     }
   }
+  template <Step kStep>
   SIMT_FN void Describe(const PackedRow& first, int row, Query& query) const {
     const DeviceSequence lengths = Lengths();
     query.token = TokenOf(first, row);
-    query.position = lengths.Position(query.token);
-    query.keys_begin = lengths.KeysBegin(query.token, p.mask);
-    query.keys_end = lengths.KeysEnd(query.token, p.mask);
-    if (p.alibi_slopes != nullptr) {
-      const int64_t sequence = int64_t{simt::Load(&tile->b)} * p.alibi_sequence_stride;
-      query.slope = simt::Load(p.alibi_slopes + sequence + HeadOf(first, row));
+    if constexpr (kStep == Step::kScore) {
+      query.position = lengths.Position(query.token);
+      if (p.alibi_slopes != nullptr) {
+        const int64_t sequence = int64_t{simt::Load(&tile->b)} * p.alibi_sequence_stride;
+        query.slope = simt::Load(p.alibi_slopes + sequence + HeadOf(first, row));
+      }
+    }
+    if constexpr (kStep == Step::kMask) {
+      query.keys_begin = lengths.KeysBegin(query.token, p.mask);
+      query.keys_end = lengths.KeysEnd(query.token, p.mask);
     }
   }
-  template <bool kPlain>
-  SIMT_FN void Weigh(const Query& query, int32_t key, float& s, float& ds) const {
+  template <Step kStep>
+  SIMT_FN void Advance(const Query& query, int32_t key, float& s, float& ds) const {
     const RowStatistics& row = query.statistics;
-    if constexpr (kPlain) {
+    if constexpr (kStep == Step::kAll) {
       s = simt::Exp2(s * (p.softmax_scale * kLog2e) - row.lse_log2);
       if constexpr (kGivesScores) ds = s * (ds - row.delta);
-    } else {
+    }
+    if constexpr (kStep == Step::kScore) {
       float u = s * p.softmax_scale, slope_of_cap = 1;
       if (p.softcap > 0) {
         const float squashed = simt::Tanh(u / p.softcap);
@@ -318,11 +376,27 @@ struct BackwardRows {
         slope_of_cap = 1 - squashed * squashed;
       }
       const int32_t distance = query.position > key ? query.position - key : key - query.position;
-      u -= query.slope * static_cast<float>(distance);
+      s = (u - query.slope * static_cast<float>(distance)) * kLog2e;
+      if constexpr (kGivesScores) ds = slope_of_cap * (ds - row.delta);
+    }
+    if constexpr (kStep == Step::kMask) {
       bool keep = key >= query.keys_begin && key < query.keys_end;
-      if (keep && p.mask.key_end != nullptr) keep = query.token < simt::Load(KeyEnds() + key);
-      s = keep ? simt::Exp2(u * kLog2e - row.lse_log2) : 0.0f;
-      if constexpr (kGivesScores) ds = keep ? s * slope_of_cap * (ds - row.delta) : 0.0f;
+      if constexpr (kOfKeys) {
+        if (keep && p.mask.key_end != nullptr) keep = query.token < simt::Load(KeyEnds() + key);
+      }
+      s = keep ? s : -simt::Infinity();
+      if constexpr (kGivesScores) ds = keep ? ds : 0.0f;
+    }
+    if constexpr (kStep == Step::kTree) {
+      if (s != -simt::Infinity() && query.token >= simt::Load(KeyEnds() + key)) {
+        s = -simt::Infinity();
+        if constexpr (kGivesScores) ds = 0;
+      }
+    }
+    if constexpr (kStep == Step::kExponent) {
+      // Not of a NaN lse: what a row does not see, it does not spoil.
+      s = s == -simt::Infinity() ? 0.0f : simt::Exp2(s - row.lse_log2);
+      if constexpr (kGivesScores) ds *= s;
     }
   }
 
@@ -342,8 +416,7 @@ struct BackwardRows {
     int64_t begin;
   };
   SIMT_FN Place Where() const {
-    const int64_t first_row = simt::Load(&tile->first_row);
-    return {kOfKeys ? PackedRow{static_cast<int32_t>(first_row), 0} : PackedAt(first_row),
+    return {Start<kOfKeys>(simt::Load(&tile->first_row)),
             simt::Load(kOfKeys ? &tile->k_slot : &tile->q_slot),
             simt::Load(kOfKeys ? &tile->k_length : &tile->q_length),
             simt::Load(kOfKeys ? &tile->k_begin : &tile->q_begin)};

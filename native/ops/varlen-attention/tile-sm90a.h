@@ -59,11 +59,12 @@ struct TileSm90a {
   // Rows first, first + 1, ... of a tile become zeros; by a warp. Whole lines: the swizzle does not
   // matter.
   static SIMT_FN void ClearRows(unsigned char* tile, int rows, int first) {
+    const int lane = simt::Opaque(simt::LaneIndex());
     SIMT_NO_UNROLL
     for (int panel = 0; panel < kPanels; ++panel) {
       unsigned char* end = tile + (panel + 1) * rows * kSpan;
-      for (unsigned char* at = tile + (panel * rows + first) * kSpan + simt::LaneIndex() * 16;
-           at < end; at += simt::kWarpSize * 16) {
+      for (unsigned char* at = tile + (panel * rows + first) * kSpan + lane * 16; at < end;
+           at += simt::kWarpSize * 16) {
         simt::Store(reinterpret_cast<simt::Vector4*>(at), simt::Vector4{0, 0, 0, 0});
       }
     }
