@@ -3,9 +3,9 @@
 #include <cstdint>
 
 #include "core/simt/simt.h"
+#include "core/tile-sm80-device.h"
 #include "ops/varlen-attention/device-params.h"
 #include "ops/varlen-attention/device-sequence.h"
-#include "ops/varlen-attention/tile-sm80.h"
 
 // The backward pass on mma.sync (sm_80 and everything after it). A tile keeps its rows X1, X2 in
 // shared memory while blocks of Y1, Y2 stream through:

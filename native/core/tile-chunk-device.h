@@ -5,7 +5,7 @@
 #include "core/simt/simt.h"
 
 // Eight columns of a row, 16 bytes: what moves between global memory and a tile in shared memory.
-namespace varlen::varlen_attention {
+namespace varlen {
 
 template <class T>
 struct TileChunk {
@@ -47,4 +47,4 @@ struct TileChunk {
   }
 };
 
-}  // namespace varlen::varlen_attention
+}  // namespace varlen
