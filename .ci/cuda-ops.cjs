@@ -1,8 +1,8 @@
 'use strict';
 
 /**
- * Ops whose CUDA kernels do all that their tests ask for. varlen-attention has no float32 there:
- * test/ops/varlen-attention-cuda.test.ts is for what it has.
+ * Ops whose CUDA kernels do all that their tests ask for. varlen-attention has no float32 there, and
+ * sparse-prefill no backward pass either: test/ops/<op>-cuda.test.ts is for what they have.
  */
 const CUDA_OPS = [
   'adamw',
