@@ -102,13 +102,13 @@ struct MergeStates {
       const float top = swapped ? l2 : l1, gap = swapped ? l1 - l2 : l2 - l1;
       const bool empty = top == -simt::Infinity() && l1 == l2;
       const float weight = empty ? 0.0f : simt::Exp2(gap * kLog2e);
-      const float inverse = empty ? 0.0f : 1.0f / (1.0f + weight);
+      const float inverse = 1.0f / (1.0f + weight);
       const T* from1 = more.out + row * more.row + head * more.head;
       const T* from2 = less.out + row * less.row + head * less.head;
       T* to = p.out + row * p.out_row + head * p.out_head;
       for (int d = simt::LaneIndex(); d < p.value_dim; d += simt::kWarpSize) {
         const float sum = LoadFloat(from1 + d) + weight * LoadFloat(from2 + d);
-        simt::Store(to + d, NarrowFloat<T>(sum * inverse));
+        simt::Store(to + d, NarrowFloat<T>(empty ? 0.0f : sum * inverse));
       }
       if (simt::LaneIndex() == 0) {
         simt::Store(p.softmax_lse + head * p.rows + row,
