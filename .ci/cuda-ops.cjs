@@ -1,8 +1,8 @@
 'use strict';
 
 /**
- * Ops whose own tests run on a GPU too. Those of varlen-attention are not among them:
- * test/ops/varlen-attention-cuda.test.ts is for its kernels.
+ * Ops whose CUDA kernels do all that their tests ask for. Those of varlen-attention and sparse-prefill
+ * are not among them: test/ops/<op>-cuda.test.ts is for what they have.
  */
 const CUDA_OPS = [
   'adamw',

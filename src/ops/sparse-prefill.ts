@@ -11,8 +11,10 @@ import { varlenAttention } from './varlen-attention.js';
 
 /** What a run needs of a plan; `planPrefill` of `varlen/prefill` makes one. */
 export interface RunnablePlan {
-  /** The plan's words, `[planWords]` int32, on the device of q. */
+  /** The plan's words, `[planWords]` int32, in host memory. A GPU keeps what it makes of them. */
   readonly words: Tensor;
+  /** Of q, k and v. */
+  readonly device: Device;
   /** Prefix sums of the lengths, `[numSeqs + 1]`. */
   readonly cuSeqlensQ: Int32Array;
   readonly cuSeqlensK: Int32Array;
@@ -119,9 +121,7 @@ export function checkPlan(op: string, plan: RunnablePlan, q: Tensor, k: Tensor):
       `was made for another ${what}; got ${String(got)}, expected ${String(expected)}`,
     );
   if (q.dtype !== plan.dtype) throw mismatch('dtype', q.dtype, plan.dtype);
-  if (String(q.device) !== String(plan.words.device)) {
-    throw mismatch('device', q.device, plan.words.device);
-  }
+  if (q.device !== plan.device) throw mismatch('device', q.device, plan.device);
   const expected: [string, number | undefined, number][] = [
     ['number of queries', q.shape[0], plan.cuSeqlensQ.at(-1)!],
     ['number of heads', q.shape[1], plan.numHeads],
@@ -137,6 +137,9 @@ export function checkPlan(op: string, plan: RunnablePlan, q: Tensor, k: Tensor):
  * (query, key) pairs whose softmax this computes. Rows are the same bits for any thread count and any
  * other sequences in the pack; a row that keeps no key gets `out = 0` and `softmaxLse = -Infinity`.
  *
+ * On `cuda` (float16 and bfloat16, head dimensions up to 256, no backward pass) the first run of a plan turns
+ * it into tables of tiles and keys, on the host and outside the JavaScript thread, which the GPU then keeps.
+ *
  * Formulas: native/ops/sparse-prefill/sparse-prefill.h. The call is recorded for tracked q, k and v; the plan
  * is frozen, and neither it nor `keyBias` gets a gradient.
  *
@@ -148,7 +151,8 @@ export function checkPlan(op: string, plan: RunnablePlan, q: Tensor, k: Tensor):
  *   `ERR_VARLEN_HEAD_DIM`, `ERR_VARLEN_LAYOUT`, `ERR_VARLEN_TYPE`, `ERR_VARLEN_NO_BACKWARD` for a `keyBias`
  *   that requires a gradient,
  *   `ERR_VARLEN_OPTION`, `ERR_VARLEN_INCOMPATIBLE`; reading the result rejects with what planning failed
- *   with, `ERR_VARLEN_RECALL` for a guarantee that was missed
+ *   with, `ERR_VARLEN_RECALL` for a guarantee that was missed, and with `ERR_VARLEN_UNSUPPORTED` for what
+ *   has no CUDA kernel
  *
  * @example
  * ```ts

@@ -79,18 +79,6 @@ struct Work {
 // then serves 128 rows, and its way through the cache is paid half as often. Whether they do
 // depends on the sequence and the pattern alone, as a row's bits must.
 constexpr int64_t kPairedRows = 4096;
-bool NearKeys(const Pattern& pattern) {
-  if (pattern.kind == Kind::kUnion) {
-    return std::all_of(pattern.children.begin(), pattern.children.end(), NearKeys);
-  }
-  return pattern.kind == Kind::kDense || pattern.kind == Kind::kAShape ||
-         pattern.kind == Kind::kTriShape || pattern.kind == Kind::kGrid;
-}
-bool SharesKeys(const Head& head, const Tile& a, const Tile& b) {
-  return head.sequence().q_length >= kPairedRows && a.stage == b.stage &&
-         a.stage != Stage::kSlashes && a.part == b.part && a.count == kTileRows &&
-         NearKeys(head.pattern());
-}
 
 template <class T, class Units>
 void RunTile(const Forward& params, const Problem& problem, const Work& work, bool keep_partial) {
@@ -170,7 +158,8 @@ Status RunBatch(const Forward& params, std::vector<Problem>& problems) {
     const std::vector<Tile>& tiles = p.tiles.tiles();
     for (size_t t = 0; t < tiles.size(); ++t) {
       Work work{static_cast<int32_t>(i), tiles[t], {}};
-      if (t + 1 < tiles.size() && SharesKeys(p.tiles, tiles[t], tiles[t + 1])) {
+      if (p.tiles.sequence().q_length >= kPairedRows && t + 1 < tiles.size() &&
+          p.tiles.ShareKeys(tiles[t], tiles[t + 1])) {
         work.second = tiles[++t];
       }
       (work.tile.stage == Stage::kSlashes ? slashes : others).push_back(work);

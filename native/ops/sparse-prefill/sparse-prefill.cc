@@ -178,9 +178,9 @@ Status Plan::Validate() const {
 }
 
 Status Run(const Forward& params) {
-  if (params.q.device.kind == DeviceKind::kCuda) return RunCuda(params);
   Status status = CheckPlan(params.plan, params.lengths, params.q.shape[1]);
-  return status.ok() ? RunCpu(params) : status;
+  if (!status.ok()) return status;
+  return params.q.device.kind == DeviceKind::kCuda ? RunCuda(params) : RunCpu(params);
 }
 Status Run(const Backward& params) {
   if (params.q.device.kind == DeviceKind::kCuda) return RunCuda(params);

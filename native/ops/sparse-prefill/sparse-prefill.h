@@ -57,8 +57,10 @@ struct Lengths {
 
 struct Forward {
   static constexpr const char* kName = "sparsePrefill";
+  static constexpr bool kOnGpu = true;
+  static constexpr const char* kHostInput = "plan";
 
-  Tensor plan;      // [planWords] int32
+  Tensor plan;      // [planWords] int32, on the host
   Tensor q;         // [totalTokensQ, numHeads, headDim]
   Tensor k;         // [totalTokensK, numKvHeads, headDim]
   Tensor v;         // [totalTokensK, numKvHeads, valueDim]
@@ -269,6 +271,7 @@ struct Indices {
 // Joins two results over disjoint keys: lse = ln(e^lse1 + e^lse2), out their weighted mean.
 struct Merge {
   static constexpr const char* kName = "mergeAttentionStates";
+  static constexpr bool kOnGpu = true;
 
   Tensor out1, out2;  // [totalTokensQ, numHeads, valueDim]
   Tensor lse1, lse2;  // [numHeads, totalTokensQ] float32

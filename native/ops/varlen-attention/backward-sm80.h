@@ -4,10 +4,10 @@
 #include <type_traits>
 
 #include "core/simt/simt.h"
+#include "core/tile-sm80-device.h"
 #include "ops/varlen-attention/backward-tile.h"
 #include "ops/varlen-attention/device-params.h"
 #include "ops/varlen-attention/tile-f32.h"
-#include "ops/varlen-attention/tile-sm80.h"
 
 // The backward pass on mma.sync, or on fused multiply-adds for float32 (sm_80 and everything after
 // it); see backward-tile.h for what a tile and its blocks of columns are.

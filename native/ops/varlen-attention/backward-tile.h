@@ -3,9 +3,9 @@
 #include <cstdint>
 
 #include "core/simt/simt.h"
+#include "core/tile-chunk-device.h"
 #include "ops/varlen-attention/device-params.h"
 #include "ops/varlen-attention/device-sequence.h"
-#include "ops/varlen-attention/tile-chunk.h"
 
 // What the backward kernels of every architecture know of a tile, and what they do to its rows: all
 // but the matrix products and how the blocks of columns come into shared memory. A tile keeps its

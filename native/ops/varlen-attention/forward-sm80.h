@@ -4,10 +4,10 @@
 #include <type_traits>
 
 #include "core/simt/simt.h"
+#include "core/tile-sm80-device.h"
 #include "ops/varlen-attention/device-params.h"
 #include "ops/varlen-attention/forward-tile.h"
 #include "ops/varlen-attention/tile-f32.h"
-#include "ops/varlen-attention/tile-sm80.h"
 
 // The forward pass on mma.sync, or on fused multiply-adds for float32 (sm_80 and everything after
 // it): online softmax over key blocks, scores and output in registers (FlashAttention 2). One

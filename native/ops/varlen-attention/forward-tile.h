@@ -3,9 +3,10 @@
 #include <cstdint>
 
 #include "core/simt/simt.h"
+#include "core/softmax-row-device.h"
+#include "core/tile-chunk-device.h"
 #include "ops/varlen-attention/device-params.h"
 #include "ops/varlen-attention/device-sequence.h"
-#include "ops/varlen-attention/tile-chunk.h"
 
 // What the forward kernels of every architecture know of a tile, and what they do to one of its
 // rows: all but the matrix products and how tiles come into shared memory.
@@ -203,34 +204,9 @@ struct ForwardRows {
     }
   }
 
-  // Scores -> 2^(score * factor - maximum). Returns by how much a rising maximum shrinks what was
-  // summed before. While a row has seen no key its maximum is -inf, and 0 stands in for it: -inf -
-  // -inf is NaN.
   template <class Score>
   static SIMT_FN float SoftmaxRow(float factor, float& maximum, float& sum, const Score& score) {
-    float largest = -simt::Infinity();
-    SIMT_UNROLL
-    for (int j = 0; j < kBlockN / 8; ++j) {
-      largest = simt::Max(largest, simt::Max(score(j, 0), score(j, 1)));
-    }
-    // Four lanes share a row.
-    largest = simt::Max(largest, simt::ShuffleXor(largest, 1));
-    largest = simt::Max(largest, simt::ShuffleXor(largest, 2));
-    const float now = simt::Max(maximum, largest * factor);
-    const float shift = now == -simt::Infinity() ? 0.0f : now;
-    const float rescale = simt::Exp2(maximum - shift);
-    maximum = now;
-    float total = sum * rescale;
-    SIMT_UNROLL
-    for (int j = 0; j < kBlockN / 8; ++j) {
-      SIMT_UNROLL
-      for (int e = 0; e < 2; ++e) {
-        score(j, e) = simt::Exp2(score(j, e) * factor - shift);
-        total += score(j, e);
-      }
-    }
-    sum = total;
-    return rescale;
+    return varlen::SoftmaxRow<kBlockN / 8>(factor, maximum, sum, score);
   }
 
   // --- results ---

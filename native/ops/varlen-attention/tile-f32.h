@@ -4,8 +4,8 @@
 #include <type_traits>
 
 #include "core/simt/simt.h"
-#include "ops/varlen-attention/tile-chunk.h"
-#include "ops/varlen-attention/tile-sm80.h"
+#include "core/tile-chunk-device.h"
+#include "core/tile-sm80-device.h"
 
 // TileSm80 for float32, by fused multiply-adds: there are no tensor cores that multiply floats
 // exactly. A lane holds the elements of a product that mma.sync would leave it, so that the kernels

@@ -6,7 +6,7 @@
 #include "core/simt/simt.h"
 
 // 16 bytes of a row: what moves between global memory and a tile in shared memory.
-namespace varlen::varlen_attention {
+namespace varlen {
 
 template <class T>
 struct TileChunk {
@@ -58,4 +58,4 @@ struct TileChunk {
   }
 };
 
-}  // namespace varlen::varlen_attention
+}  // namespace varlen

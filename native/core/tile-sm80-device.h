@@ -3,10 +3,10 @@
 #include <cstdint>
 
 #include "core/simt/simt.h"
-#include "ops/varlen-attention/tile-chunk.h"
+#include "core/tile-chunk-device.h"
 
 // Rows of kHeadDim elements in shared memory, and the products that mma.sync forms of them.
-namespace varlen::varlen_attention {
+namespace varlen {
 
 template <class T, int kHeadDim, int kThreads>
 struct TileSm80 : TileChunk<T> {
@@ -100,4 +100,4 @@ struct TileSm80 : TileChunk<T> {
   }
 };
 
-}  // namespace varlen::varlen_attention
+}  // namespace varlen
