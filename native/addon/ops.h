@@ -46,6 +46,7 @@ using Ops = OpList<
     linear::Forward,
     linear::Backward,
     sparse_prefill::Merge,
+    sparse_prefill::MergeBackward,
     policy_loss::Forward,
     policy_loss::Backward,
     policy_loss_from_hidden::Forward,

@@ -52,6 +52,7 @@ export type NativeOp =
   | 'linear'
   | 'linearBackward'
   | 'mergeAttentionStates'
+  | 'mergeAttentionStatesBackward'
   | 'policyLoss'
   | 'policyLossBackward'
   | 'policyLossFromHidden'
