@@ -7,7 +7,7 @@ import { packageRoot as root } from '../src/native/load.js';
 // The house as style.md sections 1 to 3 draw it.
 
 /** Ops without a CUDA kernel yet, and ops without a backward pass. These lists only shrink. */
-const WITHOUT_CUDA = ['compress-visual-tokens', 'sparse-prefill'];
+const WITHOUT_CUDA = ['sparse-prefill'];
 /**
  * `add`: both gradients are that of the sum. `write-rows` changes what earlier calls have read. The
  * others are not differentiated.
@@ -15,7 +15,6 @@ const WITHOUT_CUDA = ['compress-visual-tokens', 'sparse-prefill'];
 const WITHOUT_BACKWARD: readonly string[] = [
   'adamw',
   'add',
-  'compress-visual-tokens',
   'grad-clip',
   'group-advantage',
   'sampling',

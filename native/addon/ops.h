@@ -31,6 +31,7 @@ using Ops = OpList<
     adamw::Forward,
     add::Forward,
     compress_visual_tokens::Forward,
+    compress_visual_tokens::Backward,
     cross_entropy::Forward,
     cross_entropy::Backward,
     cross_entropy_from_hidden::Forward,

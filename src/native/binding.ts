@@ -37,6 +37,7 @@ export type NativeOp =
   | 'adamw'
   | 'add'
   | 'compressVisualTokens'
+  | 'compressVisualTokensBackward'
   | 'crossEntropy'
   | 'crossEntropyBackward'
   | 'crossEntropyFromHidden'

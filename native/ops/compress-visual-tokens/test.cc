@@ -111,6 +111,48 @@ TEST_CASE("compress visual tokens: zeros and NaN are similar to nothing") {
   CHECK(alone);
 }
 
+TEST_CASE("compress visual tokens: weights are what each token's features count in their row") {
+  for (double threshold : {-1.0, 0.3}) {
+    for (int flags = 0; flags < 8; ++flags) {
+      CAPTURE(threshold);
+      CAPTURE(flags);
+      Forward op = Op(DType::kF32, {0, 70, 110}, 12, {9, 5});
+      op.threshold = threshold;
+      op.uniform = (flags & 1) != 0;
+      op.prune = (flags & 2) != 0;
+      if ((flags & 4) != 0) {
+        std::vector<int32_t> mask(110, 0);
+        for (size_t x : {3, 4, 80}) mask[x] = 1;
+        op.protected_mask = Host(mask);
+      }
+      const auto outputs = Outputs(op);
+      const Tensor &out = outputs[0], &assign = outputs[2], &weight = outputs[6];
+      std::vector<double> sums(static_cast<size_t>(out.size()), 0.0);
+      for (int64_t x = 0; x < 110; ++x) {
+        for (int64_t d = 0; d < 12; ++d) {
+          const auto at = static_cast<size_t>(Get(assign, x) * 12) + static_cast<size_t>(d);
+          sums[at] += Get(weight, x) * Get(op.features, x * 12 + d);
+        }
+      }
+      CheckValues(out, sums);
+    }
+  }
+}
+
+TEST_CASE("compress visual tokens: gradients agree with the reference in every dtype") {
+  for (DType dtype : kStorageTypes) {
+    for (int64_t hidden : {1, 16, 37}) {
+      Backward op;
+      op.d_out = Random(dtype, {5, hidden}, 3);
+      op.assign = FromValues(DType::kI32, {7}, {0, 4, 1, 2, 1, 3, 0});
+      op.weight = FromValues(DType::kF32, {7}, {.5, 1, .25, 0, .75, 1, .5});
+      CHECK(Inaccuracy(op, 1e-6) == "");
+      Set(op.d_out, 2 * hidden, NAN);  // token 3 is not in its row: nothing comes from it
+      CHECK(Get(Outputs(op)[0], 3 * hidden) == 0);
+    }
+  }
+}
+
 TEST_CASE("compress visual tokens: refuses targets that cannot be met") {
   const auto code = [](const Forward& op) { return op.Validate().code; };
   CHECK(code(Op(DType::kF32, {0, 6}, 2, {7})) == Code::kRange);
