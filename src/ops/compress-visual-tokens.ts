@@ -100,7 +100,8 @@ function readBounds(given: CompressVisualTokensOptions): Bounds {
     const { keepRatio = [0, 1] as const } = given;
     if (!Array.isArray(keepRatio)) throw wrongType(OP, 'keepRatio', keepRatio, '[min, max]');
     const [min, max] = keepRatio as readonly [number, number];
-    if (!(min >= 0 && max <= 1 && max > 0 && min <= max)) {
+    const numbers = typeof min === 'number' && typeof max === 'number';
+    if (!(numbers && min >= 0 && max <= 1 && max > 0 && min <= max)) {
       outOfRange('keepRatio', keepRatio, '[min, max] inside 0..1');
     }
     return (tokens) => [Math.round(min * tokens), Math.round(max * tokens)];
@@ -197,7 +198,7 @@ export function compressVisualTokens(
   const weighting = (given.mode === 'bipartite' ? given.weighting : undefined) ?? 'size';
   oneOf('weighting', weighting, ['size', 'uniform']);
   const threshold = given.mode === 'threshold' ? (given.threshold ?? 0.95) : -1;
-  if (mode === 'threshold' && !(threshold >= 0 && threshold <= 1)) {
+  if (mode === 'threshold' && !(typeof threshold === 'number' && threshold >= 0 && threshold <= 1)) {
     outOfRange('threshold', threshold, '0..1');
   }
   const { targets, minimums } = readTargets(given, readBounds(given), minTokens);
