@@ -111,6 +111,18 @@ TEST_CASE("compress visual tokens: zeros and NaN are similar to nothing") {
   CHECK(alone);
 }
 
+TEST_CASE("compress visual tokens: of equals the lower position is taken, and goes first") {
+  Forward op = Op(DType::kF32, {0, 4}, 2, {3});
+  op.features = FromValues(DType::kF32, {4, 2}, {1, 1, 1, 0, 1, 1, 0, 1});
+  auto outputs = Outputs(op);
+  CheckValues(outputs[1], {1, 2, 3});
+  CheckValues(outputs[2], {0, 0, 1, 2});
+  op = Op(DType::kF32, {0, 3}, 2, {3});
+  op.features = FromValues(DType::kF32, {3, 2}, {1, 0, 0, 1, 1, 1});
+  op.threshold = .5;
+  CheckValues(Outputs(op)[2], {0, 1, 0});
+}
+
 TEST_CASE("compress visual tokens: weights are what each token's features count in their row") {
   for (double threshold : {-1.0, 0.3}) {
     for (int flags = 0; flags < 8; ++flags) {
