@@ -99,6 +99,10 @@ TEST_CASE("compress visual tokens: protected tokens stay, minimums are kept") {
 }
 
 TEST_CASE("compress visual tokens: zeros and NaN are similar to nothing") {
+  // Nothing is less than opposite: the zeros go first, to the lower of two that they meet with 0.
+  Forward small = Op(DType::kF32, {0, 4}, 2, {3});
+  small.features = FromValues(DType::kF32, {4, 2}, {1, 0, -1, 0, 0, 0, -1, -.1});
+  CheckValues(Outputs(small)[2], {0, 1, 1, 2});
   Forward op = Op(DType::kF32, {0, 40}, 16, {22});
   for (int64_t d = 0; d < 16; ++d) Set(op.features, 6 * 16 + d, 0);
   CHECK(Inaccuracy(op, 1e-5) == "");
