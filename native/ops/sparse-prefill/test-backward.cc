@@ -139,10 +139,10 @@ TEST_CASE("no gradient flows through a row without keys, nor to rows of no seque
 TEST_CASE("an infinite key that every query shuns has no weight, and a gradient of 0") {
   for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
     CAPTURE(dtype);
-    const std::vector<Lens> lens{{63, 63}};
+    const std::vector<Lens> lens{{31, 40}};
     const Shape shape{dtype, 1, 1, 16, 16};
     Forward forward = ForwardOf(lens, shape, PlanWords(lens, 1, Node(Kind::kAShape, {4, 63})));
-    for (int64_t i = 0; i < 63; ++i) testing::Set(forward.q, i * 16, -1);
+    for (int64_t i = 0; i < 31; ++i) testing::Set(forward.q, i * 16, -1);
     testing::Set(forward.k, 3 * 16, INFINITY);
     REQUIRE(Run(forward).ok());
     Backward params = BackwardOf(forward);
