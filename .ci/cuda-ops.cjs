@@ -7,6 +7,7 @@
 const CUDA_OPS = [
   'adamw',
   'add',
+  'compress-visual-tokens',
   'cross-entropy',
   'cross-entropy-from-hidden',
   'embedding',

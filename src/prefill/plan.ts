@@ -1,4 +1,4 @@
-import { checkInteger, describe, readOptions, wrongType } from '../check.js';
+import { checkInteger, describe, isArrayOf, readOptions, wrongType } from '../check.js';
 import { argumentError, varlenError } from '../errors.js';
 import { countPlan, planMask, planTiles, type RunnablePlan, resolvePlan } from '../ops/sparse-prefill.js';
 import { Device, type DeviceLike, type DType, type Stream, Tensor } from '../tensor/index.js';
@@ -401,6 +401,9 @@ function ignored(pattern: PatternSummary, keys: number): number {
   return beyond(pattern.vertical) + beyond(pattern.slash);
 }
 
+/** Query heads of a layer; more than any model has, and few enough to have a pattern each. */
+const MAX_HEADS = 2 ** 16;
+
 const OPTION_NAMES = [
   'cuSeqlens',
   'maxSeqlen',
@@ -448,6 +451,8 @@ function layOut(input: LayoutInput): Layout {
   const { modality, denseBelow = 8192, isFinalChunk = true, minModalityRows = 128 } = given;
   const [numSeqs, numHeads] = [cuSeqlensQ.length - 1, heads.length];
   const checker = new PatternChecker(op);
+  if (modality !== undefined && !Array.isArray(modality))
+    throw wrongType(op, 'modality', modality, 'an array');
   if (modality !== undefined && modality.length !== numSeqs) {
     throw argumentError(
       'ERR_VARLEN_MODALITY',
@@ -602,7 +607,7 @@ function readHeads(op: string, config: PrefillConfig, numHeads: number): readonl
 
 /** The offsets of q or of k, copied and checked as far as the plan's layout depends on them. */
 function readOffsets(op: string, argument: string, offsets: unknown, total: number): Int32Array {
-  if (!(offsets instanceof Int32Array)) {
+  if (!isArrayOf(Int32Array, offsets)) {
     if (ArrayBuffer.isView(offsets)) {
       throw argumentError(
         'ERR_VARLEN_DTYPE',
@@ -703,7 +708,7 @@ function readGuarantee(op: string, given: PrefillPlanOptions): Guarantee {
     );
   }
   checkInteger(op, 'guarantee.rows', rows, 1, 4096);
-  if (!Object.hasOwn(ON_MISS, onMiss)) {
+  if (typeof onMiss !== 'string' || !Object.hasOwn(ON_MISS, onMiss)) {
     throw argumentError(
       'ERR_VARLEN_OPTION',
       op,
@@ -914,7 +919,7 @@ export function prefillWorkspaceBytes(config: PrefillConfig, shape: WorkspaceSha
   ]);
   const { numHeads, numKvHeads = numHeads, totalQ, totalK, numSeqs = 1 } = known;
   for (const [name, value] of Object.entries({ numHeads, numKvHeads, totalQ, totalK, numSeqs })) {
-    checkInteger(op, name, value, 0, 2 ** 31 - 1);
+    checkInteger(op, name, value, 0, name.endsWith('Heads') ? MAX_HEADS : 2 ** 31 - 1);
   }
   const heads = readHeads(op, config, numHeads);
   const layout = layOut({

@@ -221,43 +221,6 @@ Status RunForward(const Forward& params) {
       params.q.dtype, "q", [&]<class Scalar>() { return Attend<Scalar, FloatUnits>(params); });
 }
 
-template <class T>
-Status MergeStates(const Merge& params) {
-  const int64_t rows = params.out.shape[0], heads = params.out.shape[1], dim = params.out.shape[2];
-  return ParallelFor(heads, [&](int64_t head, int) HWY_ATTR {
-    const Floats d;
-    for (int64_t row = 0; row < rows; ++row) {
-      const float l1 = params.lse1.data<float>()[head * rows + row];
-      const float l2 = params.lse2.data<float>()[head * rows + row];
-      const float top = std::max(l1, l2);
-      const float lse =
-          top == -kInfinity ? -kInfinity : top + std::log1p(std::exp(-std::abs(l1 - l2)));
-      const float w1 = lse == -kInfinity ? 0.0f : std::exp(l1 - lse);
-      const float w2 = lse == -kInfinity ? 0.0f : std::exp(l2 - lse);
-      const T* from1 = ElementAt<T>(params.out1, row, head);
-      const T* from2 = ElementAt<T>(params.out2, row, head);
-      T* to = ElementAt<T>(params.out, row, head);
-      for (int64_t i = 0; i < dim; i += kLanes) {
-        const int64_t n = std::min(kLanes, dim - i);
-        const Vector a = n == kLanes ? LoadAsFloat(from1 + i) : LoadFirst(from1 + i, n);
-        const Vector b = n == kLanes ? LoadAsFloat(from2 + i) : LoadFirst(from2 + i, n);
-        // Both orders of the two products, so that swapping the states changes no bit.
-        const Vector u = hn::Set(d, w1), v = hn::Set(d, w2);
-        const Vector twice =
-            hn::Add(hn::MulAdd(a, u, hn::Mul(b, v)), hn::MulAdd(b, v, hn::Mul(a, u)));
-        const Vector sum = hn::Mul(twice, hn::Set(d, 0.5f));
-        StoreFirst(sum, to + i, n);
-      }
-      params.softmax_lse.data<float>()[head * rows + row] = lse;
-    }
-  });
-}
-
-Status RunMerge(const Merge& params) {
-  return DispatchDType<float, bfloat16, half>(
-      params.out.dtype, "out1", [&]<class Scalar>() { return MergeStates<Scalar>(params); });
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace varlen::sparse_prefill
 HWY_AFTER_NAMESPACE();
@@ -266,11 +229,9 @@ HWY_AFTER_NAMESPACE();
 namespace varlen::sparse_prefill {
 namespace {
 constexpr IsaTable<Status(const Forward&)> kForward = VARLEN_ISA_TABLE(RunForward);
-constexpr IsaTable<Status(const Merge&)> kMerge = VARLEN_ISA_TABLE(RunMerge);
 }  // namespace
 
 Status RunCpu(const Forward& params) { return kForward.Get()(params); }
-Status RunCpu(const Merge& params) { return kMerge.Get()(params); }
 
 }  // namespace varlen::sparse_prefill
 #endif

@@ -202,5 +202,8 @@ Status Run(const Plan& params) {
 Status Run(const Merge& params) {
   return params.out1.device.kind == DeviceKind::kCuda ? RunCuda(params) : RunCpu(params);
 }
+Status Run(const MergeBackward& params) {
+  return params.d_out.device.kind == DeviceKind::kCuda ? RunCuda(params) : RunCpu(params);
+}
 
 }  // namespace varlen::sparse_prefill
