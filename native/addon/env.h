@@ -4,10 +4,12 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <vector>
 
+#include "core/live_tensors.h"
 #include "core/stream.h"
 #include "core/tensor.h"
 
@@ -115,7 +117,8 @@ class Env {
   void Close();
 
   napi_env env_;
-  std::vector<Slot> slots_;  // slot 0 is never used
+  std::vector<Slot> slots_;      // slot 0 is never used
+  std::deque<LiveTensor> live_;  // of each slot; they stay where they are
   uint32_t free_slot_ = 0;
   int64_t live_tensors_ = 0;
   struct StreamSlot {
