@@ -102,8 +102,9 @@ class Env {
 
   double* args = nullptr;
   double* result = nullptr;
-  const char* op = "";  // of the call in progress, as errors name it
-  Failure error;        // of the call that last failed
+  const char* op = "";           // of the call in progress, as errors name it
+  bool external_buffers = true;  // tests: false is a runtime that forbids them
+  Failure error;                 // of the call that last failed
   Napi::FunctionReference on_settled;
 
  private:
