@@ -55,6 +55,9 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   BindInfo(env, exports);
   BindTensors(env, exports);
   BindStreams(env, exports);
+  BindPinned(env, exports);
+  BindDlpack(env, exports);
+  BindIpc(env, exports);
 #if defined(VARLEN_EMULATED_CUDA)
   BindEmulatedCuda(env, exports);
 #endif

@@ -3,16 +3,12 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "core/shape.h"
+
 namespace varlen::addon {
 namespace {
 
-std::string ShapeOf(const Tensor& tensor) {
-  std::string text = "[";
-  for (int i = 0; i < tensor.rank; ++i) {
-    text += (i == 0 ? "" : ", ") + std::to_string(tensor.shape[i]);
-  }
-  return text + "]";
-}
+std::string ShapeOf(const Tensor& tensor) { return ShapeText(tensor.shape.data(), tensor.rank); }
 
 // The value of a dimension whose name is a number; -1 for any other name.
 int64_t NumberIn(const char* name) {

@@ -20,8 +20,27 @@ struct Arguments {
 
 using EntryFn = bool (*)(Env& env, const Arguments& arguments);
 
+// What a JavaScript number counts exactly.
+inline constexpr double kMaxBytes = 9007199254740991.0;
+
 // A device as a number: -1 the CPU, else a GPU's. None for a GPU that does not answer.
 std::optional<Device> DeviceAt(Env& env, double number);
+
+// Hands a new tensor to JavaScript, at result 0; always true.
+bool Publish(Env& env, const Tensor& tensor);
+// Notes the failure and returns none when it was disposed.
+const Tensor* FindTensor(Env& env, const char* argument, double handle);
+
+// Reads rank and dimensions at args. False when they are none, or when the bytes do not fit in 53
+// bits.
+bool ReadShape(const double* args, Tensor& tensor);
+bool FailShape(Env& env);
+// Notes the failure when the number names no element type.
+bool ReadDType(Env& env, double arg, DType& dtype);
+
+// Env::on_settled(id) is called when the stream has done what it has now, with the failure of the
+// storage, if one is given and has failed by then.
+bool SettleAfter(Env& env, const std::shared_ptr<Stream>& stream, double id, StorageRef storage);
 
 // The stream that a tensor was last written by, where a call takes the number of a stream.
 inline constexpr double kWriterStream = -1;
@@ -46,9 +65,12 @@ napi_value Entry(napi_env napi, napi_callback_info info) {
   return result;
 }
 
-// Registers tensor and stream functions on `exports`.
+// Registers the functions of one file each on `exports`.
 void BindTensors(Napi::Env env, Napi::Object exports);
 void BindStreams(Napi::Env env, Napi::Object exports);
+void BindPinned(Napi::Env env, Napi::Object exports);
+void BindDlpack(Napi::Env env, Napi::Object exports);
+void BindIpc(Napi::Env env, Napi::Object exports);
 
 // `op` is what errors call it.
 template <EntryFn kFn>

@@ -62,6 +62,7 @@ Env* Env::Of(napi_env env) {
 
 void Env::Close() {
   for (StreamSlot& slot : streams_) slot.stream->Close();
+  for (LiveTensor& entry : live_) entry.Unlink();
   for (Slot& slot : slots_) {
     if (slot.tensor) slot.tensor.storage->DropOwner();
     slot.tensor = {};
@@ -70,6 +71,7 @@ void Env::Close() {
 
 void Env::Reserve(size_t count) {
   if (slots_.capacity() - slots_.size() < count) slots_.reserve(2 * slots_.capacity() + count);
+  while (live_.size() < slots_.capacity()) live_.emplace_back();
 }
 
 double Env::Add(Tensor tensor) {
@@ -78,10 +80,12 @@ double Env::Add(Tensor tensor) {
     free_slot_ = slots_[index].next_free;
   } else {
     index = static_cast<uint32_t>(slots_.size());
+    while (live_.size() <= slots_.size()) live_.emplace_back();
     slots_.emplace_back();
   }
   if (tensor.storage->AddOwner()) held_bytes_ += tensor.storage->bytes();
   ++live_tensors_;
+  live_[index].Link(tensor);
   Slot& slot = slots_[index];
   slot.tensor = std::move(tensor);
   return index + slot.generation * kGeneration;
@@ -102,6 +106,7 @@ bool Env::Remove(double handle) {
   const auto index = static_cast<uint32_t>(handle - std::floor(handle / kGeneration) * kGeneration);
   Slot& slot = slots_[index];
   const int64_t bytes = tensor->storage->bytes();
+  live_[index].Unlink();
   if (tensor->storage->DropOwner()) held_bytes_ -= bytes;
   slot.tensor = {};
   slot.generation = slot.generation == kMaxGeneration ? 1 : slot.generation + 1;

@@ -4,10 +4,12 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <vector>
 
+#include "core/live_tensors.h"
 #include "core/stream.h"
 #include "core/tensor.h"
 
@@ -100,8 +102,9 @@ class Env {
 
   double* args = nullptr;
   double* result = nullptr;
-  const char* op = "";  // of the call in progress, as errors name it
-  Failure error;        // of the call that last failed
+  const char* op = "";           // of the call in progress, as errors name it
+  bool external_buffers = true;  // tests: false is a runtime that forbids them
+  Failure error;                 // of the call that last failed
   Napi::FunctionReference on_settled;
 
  private:
@@ -115,7 +118,8 @@ class Env {
   void Close();
 
   napi_env env_;
-  std::vector<Slot> slots_;  // slot 0 is never used
+  std::vector<Slot> slots_;      // slot 0 is never used
+  std::deque<LiveTensor> live_;  // of each slot; they stay where they are
   uint32_t free_slot_ = 0;
   int64_t live_tensors_ = 0;
   struct StreamSlot {

@@ -89,16 +89,8 @@ bool Notify(Env& env, const Arguments&) {
   const Event* event = env.FindEvent(env.args[2]);
   const auto stream = event != nullptr ? event->stream : StreamOf(env, env.args[0]);
   if (stream == nullptr) return false;
-  std::unique_ptr<Settlement> settlement(new Settlement{env.args[1], {}, nullptr});
   const Tensor* tensor = env.Find(env.args[3]);
-  if (tensor != nullptr) settlement->outcome.storage = tensor->storage;
-  uint64_t ticket = 0;
-  Status status = stream->Enqueue(
-      std::make_unique<MarkTask>(stream->device(), nullptr, std::move(settlement), env.mailbox()),
-      &ticket);
-  if (!status.ok()) return Fail(env, std::move(status));
-  env.BeginWait();
-  return true;
+  return SettleAfter(env, stream, env.args[1], tensor == nullptr ? StorageRef() : tensor->storage);
 }
 
 // args: event. result: when it was passed in milliseconds, NaN before that.
@@ -116,6 +108,18 @@ bool ReleaseEvent(Env& env, const Arguments&) {
 }
 
 }  // namespace
+
+bool SettleAfter(Env& env, const std::shared_ptr<Stream>& stream, double id, StorageRef storage) {
+  std::unique_ptr<Settlement> settlement(new Settlement{id, {}, nullptr});
+  settlement->outcome.storage = std::move(storage);
+  uint64_t ticket = 0;
+  Status status = stream->Enqueue(
+      std::make_unique<MarkTask>(stream->device(), nullptr, std::move(settlement), env.mailbox()),
+      &ticket);
+  if (!status.ok()) return Fail(env, std::move(status));
+  env.BeginWait();
+  return true;
+}
 
 std::optional<Device> DeviceAt(Env& env, double number) {
   if (number == -1) return Device{DeviceKind::kCpu, 0};

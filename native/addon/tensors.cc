@@ -4,17 +4,14 @@
 
 #include "addon/bind.h"
 #include "addon/entry.h"
+#include "addon/read_task.h"
 #include "core/copy.h"
 #include "core/cuda/gpu.h"
-#include "core/cuda/transfer.h"
 
 // Making, viewing, converting and reading tensors. The TypeScript layer has checked JavaScript
 // types and word choices; what only native code can know (handles, memory, strides) is checked
 // here.
 namespace varlen::addon {
-namespace {
-
-constexpr double kMaxBytes = 9007199254740991.0;  // what a JavaScript number counts exactly
 
 bool Publish(Env& env, const Tensor& tensor) {
   WriteResult(env, 0, tensor);
@@ -55,6 +52,8 @@ bool ReadDType(Env& env, double arg, DType& dtype) {
 bool FailShape(Env& env) {
   return Fail(env, {Code::kOverflow, "shape", "has more than 2^53 bytes", {}});
 }
+
+namespace {
 
 // The memory of a typed array, if `value` is one with `size` elements of `element_bytes` each.
 // Fails for a detached buffer too, whose length is 0 and whose memory is gone.
@@ -253,52 +252,6 @@ bool Transfer(Env& env, const Arguments&) {
   return EnqueueCopy(env, *source, target) && Publish(env, target);
 }
 
-// Copies a tensor into JavaScript memory, in stream order.
-class ReadTask final : public Task {
- public:
-  // Tells `outcome` how it went; a `settlement` is posted then and holds that outcome.
-  ReadTask(Tensor tensor, void* target, Outcome* outcome, std::unique_ptr<Settlement> settlement,
-           std::shared_ptr<Mailbox> mailbox)
-      : tensor_(std::move(tensor)),
-        target_(static_cast<std::byte*>(target)),
-        outcome_(outcome),
-        settlement_(std::move(settlement)),
-        mailbox_(std::move(mailbox)) {}
-
-  bool touches_environment() const override { return true; }
-  const char* name() const override { return "Tensor.data"; }
-  void Run(uint64_t ticket) override {
-    if (tensor_.storage->failure() != nullptr) return;
-    Status status = Guarded([&] {
-      if (tensor_.device.kind == DeviceKind::kCuda) return cuda::BeginRead(tensor_, &staged_);
-      return CopyOut(tensor_, target_);
-    });
-    if (!status.ok()) Fail({std::move(status), name(), ticket});
-  }
-  void Done(uint64_t, const Failure* lost) override {
-    const Failure* own = outcome_->failure;  // of Run
-    outcome_->Look(lost);
-    if (outcome_->failure == nullptr) outcome_->failure = own;
-    if (staged_ && outcome_->failure == nullptr) {
-      std::memcpy(target_, staged_->data(),
-                  static_cast<size_t>(tensor_.size() * SizeOf(tensor_.dtype)));
-    }
-    if (settlement_ != nullptr) mailbox_->Post(std::move(settlement_));
-  }
-  void Fail(const Failure& failure) override {
-    outcome_->own = failure;
-    outcome_->failure = &outcome_->own;
-  }
-
- private:
-  Tensor tensor_;
-  std::byte* target_;
-  Outcome* outcome_;
-  StorageRef staged_;                       // pinned memory on the way from a GPU
-  std::unique_ptr<Settlement> settlement_;  // none when the caller waits for the ticket
-  std::shared_ptr<Mailbox> mailbox_;
-};
-
 // args: -, handle, id. arguments: a typed array of the tensor's type and size.
 // id >= 0: Env::on_settled is called with it later. id < 0: waits.
 //
@@ -322,9 +275,10 @@ bool Read(Env& env, const Arguments& arguments) {
   Status status = stream->Use(*tensor->storage.get());
   uint64_t ticket = 0;
   if (status.ok()) {
-    status = stream->Enqueue(
-        std::make_unique<ReadTask>(*tensor, target, outcome, std::move(settlement), env.mailbox()),
-        &ticket);
+    status =
+        stream->Enqueue(std::make_unique<ReadTask>("Tensor.data", *tensor, target, StorageRef(),
+                                                   outcome, std::move(settlement), env.mailbox()),
+                        &ticket);
   }
   if (!status.ok()) return Fail(env, std::move(status));
   if (!wait) {

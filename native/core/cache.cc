@@ -5,6 +5,7 @@
 #include <new>
 #include <string>
 
+#include "core/live_tensors.h"
 #include "core/memory.h"
 
 namespace varlen {
@@ -23,14 +24,16 @@ class AlignedHostMemory final : public MemorySource {
   }
   Status Exhausted(int64_t bytes) const override {
     const SystemMemory system = GetSystemMemory();
-    return {Code::kOutOfMemory,
-            "",
-            "host memory is exhausted; got a request of " + std::to_string(bytes) +
-                " bytes, expected one that fits beside the " + std::to_string(stats().reserved) +
-                " bytes already reserved",
-            {{"requestedBytes", static_cast<double>(bytes)},
-             {"freeBytes", static_cast<double>(system.free_bytes)},
-             {"totalBytes", static_cast<double>(system.total_bytes)}}};
+    Status status{Code::kOutOfMemory,
+                  "",
+                  "host memory is exhausted; got a request of " + std::to_string(bytes) +
+                      " bytes, expected one that fits beside the " +
+                      std::to_string(stats().reserved) + " bytes already reserved",
+                  {{"requestedBytes", static_cast<double>(bytes)},
+                   {"freeBytes", static_cast<double>(system.free_bytes)},
+                   {"totalBytes", static_cast<double>(system.total_bytes)}}};
+    NameLargestTensors({DeviceKind::kCpu, 0}, status);
+    return status;
   }
 };
 

@@ -124,6 +124,19 @@ interface Addon {
   assign(): number;
   read(target: TypedArray): number;
   memory(): number;
+  pinned(made: ArrayBuffer[]): number;
+  pinnedCopyTo(buffer: ArrayBuffer): number;
+  pinnedCopyFrom(buffer: ArrayBuffer): number;
+  pinnedDispose(buffer: ArrayBuffer): number;
+  dlpackExport(made: bigint[]): number;
+  dlpackDevice(pointer: bigint): number;
+  dlpackImport(pointer: bigint): number;
+  dlpackReady(pointer: bigint): number;
+  dlpackRelease(pointer: bigint): number;
+  ipcUuid(uuid: Uint8Array): number;
+  ipcExport(segment: Uint8Array): number;
+  ipcEnd(): number;
+  ipcImport(segment: Uint8Array): number;
   info(): NativeInfo;
   newStream(): number;
   disposeStream(): number;
@@ -424,6 +437,7 @@ export function read<T extends TypedArray>(handle: number, target: T): Promise<T
   args[1] = handle;
   args[2] = id;
   check(addon.read(target));
+  // One promise, not `settled` and a second one: reads are made by the thousand.
   return new Promise((resolve, reject) => {
     pending.set(id, { resolve: () => resolve(target), reject, target });
   });
@@ -461,6 +475,156 @@ export function memory(device: number = CPU): {
   };
 }
 
+/** A promise that the native side settles by this number. */
+function settled(id: number): Promise<void> {
+  const { pending } = binding();
+  return new Promise((resolve, reject) => {
+    pending.set(id, { resolve, reject, target: undefined });
+  });
+}
+
+/** Page-locked host memory. A buffer that is none is copied through the native side's own. */
+export const pinned: {
+  open(device: number, byteLength: number): ArrayBuffer | undefined;
+  copyTo(buffer: ArrayBuffer, byteOffset: number, target: number, stream: number): void;
+  copyFrom(buffer: ArrayBuffer, byteOffset: number, source: number, stream: number): Promise<void>;
+  dispose(buffer: ArrayBuffer): void;
+} = {
+  /** Zeroed memory of that size; none where the runtime forbids external buffers. */
+  open(device, byteLength) {
+    const { addon, args } = binding();
+    args[0] = device;
+    args[1] = byteLength;
+    const made: ArrayBuffer[] = [];
+    check(addon.pinned(made));
+    return made[0];
+  },
+  copyTo(buffer, byteOffset, target, stream) {
+    const { addon, args } = binding();
+    args[0] = stream;
+    args[1] = target;
+    args[2] = byteOffset;
+    check(addon.pinnedCopyTo(buffer));
+  },
+  copyFrom(buffer, byteOffset, source, stream) {
+    const { addon, args } = binding();
+    const id = nextId++;
+    args[0] = stream;
+    args[1] = source;
+    args[2] = byteOffset;
+    args[3] = id;
+    check(addon.pinnedCopyFrom(buffer));
+    return settled(id);
+  },
+  /** Lets go of the memory and empties the buffer. */
+  dispose(buffer) {
+    binding().addon.pinnedDispose(buffer);
+  },
+};
+
+/** DLPack structs, by their address; `versioned` says of which of the two kinds. */
+export const dlpack: {
+  make(handle: number, versioned: boolean, stream: number | undefined): bigint;
+  deviceOf(pointer: bigint, versioned: boolean): number;
+  take(pointer: bigint, versioned: boolean, stream: number): NativeTensor;
+  ready(pointer: bigint, versioned: boolean): Promise<void>;
+  release(pointer: bigint, versioned: boolean): void;
+} = {
+  make(handle, versioned, stream = WRITER_STREAM) {
+    const { addon, args } = binding();
+    args[0] = stream;
+    args[1] = handle;
+    args[2] = versioned ? 1 : 0;
+    const made: bigint[] = [];
+    check(addon.dlpackExport(made));
+    return made[0];
+  },
+  deviceOf(pointer, versioned) {
+    const { addon, args, result } = binding();
+    args[0] = versioned ? 1 : 0;
+    check(addon.dlpackDevice(pointer));
+    return result[0];
+  },
+  take(pointer, versioned, stream) {
+    const { addon, args } = binding();
+    args[0] = stream;
+    args[1] = versioned ? 1 : 0;
+    check(addon.dlpackImport(pointer));
+    return takeTensor();
+  },
+  /** Nothing is known about another library's; such a promise resolves at once. */
+  async ready(pointer, versioned) {
+    const { addon, args, result } = binding();
+    const id = nextId++;
+    args[0] = versioned ? 1 : 0;
+    args[1] = id;
+    check(addon.dlpackReady(pointer));
+    if (result[0] === 1) await settled(id);
+  },
+  release(pointer, versioned) {
+    const { addon, args } = binding();
+    args[0] = versioned ? 1 : 0;
+    check(addon.dlpackRelease(pointer));
+  },
+};
+
+/** What another process needs to open a tensor's memory. */
+export interface NativeIpcExport {
+  /** In this process. */
+  readonly id: number;
+  readonly segment: Uint8Array;
+  readonly segmentBytes: number;
+  readonly byteOffset: number;
+}
+
+/** Memory of a GPU that several processes see. */
+export const ipc: {
+  uuid(device: number): Uint8Array;
+  share(handle: number): { readonly shared: NativeIpcExport; readonly ready: Promise<void> };
+  end(id: number): boolean;
+  open(
+    segment: Uint8Array,
+    byteOffset: number,
+    dtype: DType,
+    shape: readonly number[],
+    stream: number,
+  ): NativeTensor;
+} = {
+  uuid(device) {
+    const { addon, args } = binding();
+    const uuid = new Uint8Array(16);
+    args[0] = device;
+    check(addon.ipcUuid(uuid));
+    return uuid;
+  },
+  /** `ready` settles when the elements are there. */
+  share(handle) {
+    const { addon, args, result } = binding();
+    const id = nextId++;
+    const segment = new Uint8Array(64);
+    args[1] = handle;
+    args[2] = id;
+    check(addon.ipcExport(segment));
+    const shared = { id: result[0], segment, segmentBytes: result[1], byteOffset: result[2] };
+    return { shared, ready: settled(id) };
+  },
+  end(id) {
+    const { addon, args, result } = binding();
+    args[0] = id;
+    check(addon.ipcEnd());
+    return result[0] === 1;
+  },
+  open(segment, byteOffset, dtype, shape, stream) {
+    const { addon, args } = binding();
+    args[0] = stream;
+    args[1] = DTYPES.indexOf(dtype);
+    args[2] = byteOffset;
+    writeShape(args, 3, shape);
+    check(addon.ipcImport(segment));
+    return takeTensor();
+  },
+};
+
 /** The instruction set in use and the state of CUDA. */
 export function info(): NativeInfo & { readonly version: string } {
   const { addon } = binding();
@@ -478,16 +642,14 @@ export function threads(count = 0): number {
 const NO_EVENT = -1;
 
 function notify(stream: number, event: number, handle: number): Promise<void> {
-  const { addon, args, pending } = binding();
+  const { addon, args } = binding();
   const id = nextId++;
   args[0] = stream;
   args[1] = id;
   args[2] = event;
   args[3] = handle;
   check(addon.notify());
-  return new Promise((resolve, reject) => {
-    pending.set(id, { resolve, reject, target: undefined });
-  });
+  return settled(id);
 }
 
 /** Streams and events, as the small numbers the native side knows them by. */

@@ -9,8 +9,11 @@ export {
   deviceInfo,
   setNumThreads,
 } from './device.js';
+export { DLPackHandle, type DLPackHandleOptions } from './dlpack.js';
 export type { DType, Float16ArrayLike, TypedArray } from './dtype.js';
+export { type IpcHandle, releaseIpc } from './ipc.js';
 export { type MemoryStats, memoryStats, scope } from './lifetime.js';
+export { PinnedBuffer, type PinnedCopyOptions } from './pinned-buffer.js';
 export type { OpTrace } from './run.js';
 export {
   fromSafetensors,

@@ -3,6 +3,7 @@ import { checkBoolean, checkInteger, describe, readOptions, wrongType } from '..
 import { argumentError, type VarlenError, varlenError } from '../errors.js';
 import * as native from '../native/binding.js';
 import { Device, type DeviceLike } from './device.js';
+import { DLPackHandle, type DLPackHandleOptions } from './dlpack.js';
 import {
   bytesOf,
   checkDType,
@@ -12,6 +13,7 @@ import {
   newArray,
   type TypedArray,
 } from './dtype.js';
+import { checkExtent, checkPeer, deviceOf, type IpcHandle, messageOf, readMessage } from './ipc.js';
 import { abandon, adopt, adoptAsOurs, debug } from './lifetime.js';
 import { Stream } from './stream.js';
 import { backward, dropNode, isTracked, passOn, record, type TapeNode } from './tape.js';
@@ -59,13 +61,6 @@ function readShape(op: string, shape: unknown): number[] {
     const size: unknown = shape[i];
     checkInteger(op, `shape[${i}]`, size, 0);
     return size as number;
-  });
-}
-
-function unsupported(op: string, feature: string): VarlenError {
-  return varlenError('ERR_VARLEN_UNSUPPORTED', `${op}: ${feature} is not part of this release`, {
-    op,
-    feature,
   });
 }
 
@@ -449,39 +444,111 @@ export class Tensor extends native.HandleOwner implements Disposable {
   }
 
   /**
-   * Not in this release.
+   * The same elements for another library of this process, without a copy. The memory stays until the handle, or
+   * whoever took it, lets go. With `stream`, what is enqueued there from now on sees the elements; a library
+   * with streams of its own must be given the handle after {@link DLPackHandle.ready}.
    *
-   * @throws `ERR_VARLEN_UNSUPPORTED`
+   * @param options `versioned`: false for libraries from before DLPack 1.0. Default true
+   * @throws `ERR_VARLEN_INCOMPATIBLE` for a tensor that requires gradients: `detach()` it first
    */
-  toDLPack(): never {
-    throw unsupported('Tensor.toDLPack', 'DLPack');
+  toDLPack(options?: DLPackHandleOptions & { stream?: Stream }): DLPackHandle {
+    const op = 'Tensor.toDLPack';
+    const handle = this.#live(op);
+    const { versioned = true, stream } = readOptions(op, options, ['versioned', 'stream']);
+    checkBoolean(op, 'versioned', versioned);
+    if (this.#requiresGrad) {
+      throw argumentError(
+        'ERR_VARLEN_INCOMPATIBLE',
+        op,
+        'this',
+        'requires gradients, which no other library records; got requiresGrad true, expected a tensor that was detached',
+      );
+    }
+    const id = stream === undefined ? undefined : streamFor(op, this.device, stream);
+    return new DLPackHandle(native.dlpack.make(handle, versioned, id), { versioned });
   }
 
   /**
-   * Not in this release.
+   * The tensor of another library of this process, without a copy unless its memory may not be written or its
+   * elements lie upon each other. It consumes the handle; the other library's deleter runs when this tensor,
+   * its views and all work that uses them are done. A handle that is refused stays as it was.
    *
-   * @throws `ERR_VARLEN_UNSUPPORTED`
+   * Page-locked host memory becomes a CPU tensor. The elements must be there: of a handle that
+   * {@link Tensor.toDLPack} made, work enqueued on `stream` waits for them by itself.
+   *
+   * @param options `stream`: the one that will use it first; default: the device's own
+   * @throws `ERR_VARLEN_DTYPE` (no such element type, or vectors of them), `ERR_VARLEN_SHAPE` (more than 6
+   *   dimensions), `ERR_VARLEN_LAYOUT` (negative strides), `ERR_VARLEN_BUFFER` (no memory, misaligned),
+   *   `ERR_VARLEN_OVERFLOW`, `ERR_VARLEN_DEVICE`, `ERR_VARLEN_DEVICE_INDEX`, `ERR_VARLEN_NO_CUDA`,
+   *   `ERR_VARLEN_UNSUPPORTED` (another major version of DLPack), `ERR_VARLEN_DISPOSED` (consumed already)
    */
-  static fromDLPack(_handle: unknown): never {
-    throw unsupported('Tensor.fromDLPack', 'DLPack');
+  static fromDLPack(handle: DLPackHandle, options?: { stream?: Stream }): Tensor {
+    const op = 'Tensor.fromDLPack';
+    if (!(handle instanceof DLPackHandle)) throw wrongType(op, 'handle', handle, 'a DLPackHandle');
+    const { stream } = readOptions(op, options, ['stream']);
+    const { pointer, versioned } = handle;
+    const index = native.dlpack.deviceOf(pointer, versioned);
+    const device = index === native.CPU ? Device.cpu() : Device.cuda(index);
+    const made = native.dlpack.take(pointer, versioned, streamFor(op, device, stream));
+    handle.take();
+    return new Tensor(made, device);
   }
 
   /**
-   * Not in this release.
+   * What another process needs to see the same elements on the same GPU. Resolves when they are there. The memory
+   * stays until {@link releaseIpc}, or until this process ends. Linux only, as CUDA has it.
    *
-   * @throws `ERR_VARLEN_UNSUPPORTED`
+   * @throws by rejecting: `ERR_VARLEN_DEVICE` (a tensor of the CPU), `ERR_VARLEN_LAYOUT` (a strided one),
+   *   `ERR_VARLEN_UNSUPPORTED` (memory of another process or library), `ERR_VARLEN_CUDA`, the failure of
+   *   the op that should have made the elements
    */
-  ipcHandle(): never {
-    throw unsupported('Tensor.ipcHandle', 'CUDA IPC');
+  async ipcHandle(): Promise<IpcHandle> {
+    const op = 'Tensor.ipcHandle';
+    const handle = this.#live(op);
+    if (this.device.kind === 'cpu') {
+      throw argumentError(
+        'ERR_VARLEN_DEVICE',
+        op,
+        'this',
+        `is not on a GPU; got '${this.device}', expected a tensor of a GPU`,
+      );
+    }
+    const { shared, ready } = native.ipc.share(handle);
+    try {
+      await ready;
+      return messageOf(this.device, shared, this.dtype, this.shape);
+    } catch (error) {
+      native.ipc.end(shared.id);
+      throw error;
+    }
   }
 
   /**
-   * Not in this release.
+   * The tensor that another process exported, without a copy: what one of them writes, the other sees. Dispose it
+   * before that process calls {@link releaseIpc}.
    *
-   * @throws `ERR_VARLEN_UNSUPPORTED`
+   * @param options `stream`: the one that will use it first; default: the device's own
+   * @throws `ERR_VARLEN_INCOMPATIBLE` (made by this process), `ERR_VARLEN_DIST_PEER_LOST` (its process is
+   *   gone), `ERR_VARLEN_DEVICE` (a GPU that this process does not see), `ERR_VARLEN_NO_CUDA`,
+   *   `ERR_VARLEN_RANGE`, `ERR_VARLEN_SHAPE`, `ERR_VARLEN_DTYPE` (a malformed handle), `ERR_VARLEN_CUDA`
    */
-  static fromIpc(_handle: unknown): never {
-    throw unsupported('Tensor.fromIpc', 'CUDA IPC');
+  static fromIpc(handle: IpcHandle, options?: { stream?: Stream }): Tensor {
+    const op = 'Tensor.fromIpc';
+    const { stream } = readOptions(op, options, ['stream']);
+    const message = readMessage(op, handle);
+    const shape = readShape(op, message.shape);
+    checkExtent(op, message, shape);
+    checkPeer(op, message);
+    const device = deviceOf(op, message);
+    const segment = Buffer.from(message.segment, 'hex');
+    const made = native.ipc.open(
+      new Uint8Array(segment),
+      message.byteOffset,
+      message.dtype,
+      shape,
+      streamFor(op, device, stream),
+    );
+    return new Tensor(made, device);
   }
 
   /** Gives the memory back, that of {@link grad} too, once the work that uses it is done. Twice is once. */

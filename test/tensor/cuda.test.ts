@@ -99,20 +99,6 @@ describe('tensors', () => {
   });
 });
 
-test('sharing memory with other programs is refused by name', () => {
-  using t = on(1);
-  for (const [call, feature] of [
-    [() => t.toDLPack(), 'DLPack'],
-    [() => Tensor.fromDLPack({}), 'DLPack'],
-    [() => t.ipcHandle(), 'CUDA IPC'],
-    [() => Tensor.fromIpc({}), 'CUDA IPC'],
-  ] as const) {
-    const error = thrown(call) as VarlenError;
-    expect(error.code).toBe('ERR_VARLEN_UNSUPPORTED');
-    expect(error.details.feature).toBe(feature);
-  }
-});
-
 describe('calls', () => {
   test('refuse tensors of another device than their stream, by name', () => {
     scope(() => {
@@ -221,6 +207,44 @@ describe('memory', () => {
     expect(error.message).toContain('memory of cuda:0 is exhausted; got a request of 1073741824 bytes');
     using small = on(1, 2);
     expect(await small.data()).toEqual(Float32Array.of(1, 2));
+  });
+
+  test('that is not there names the largest tensors, each once, beside what is cached', async () => {
+    scope(() => {
+      const made = [3, 1, 7, 5, 4, 6].map((k) =>
+        Tensor.empty([k, 1 << 16], { dtype: k % 2 === 0 ? 'bfloat16' : 'float32', device }),
+      );
+      made[2].slice(0, 0, 1); // a second name of the largest
+      made[2].view([7 << 16]);
+      Tensor.from(new Float32Array(8 << 16), { device: 'cpu' }); // elsewhere
+      made[3].dispose(); // [5, 65536] float32 is nobody's any more
+      const { details, message } = thrown(() =>
+        Tensor.empty([1 << 28], { dtype: 'float32', device }),
+      ) as VarlenError;
+      const largest = [
+        'float32 [7, 65536] (1835008 bytes)',
+        'bfloat16 [6, 65536] (786432 bytes)',
+        'float32 [3, 65536] (786432 bytes)',
+        'bfloat16 [4, 65536] (524288 bytes)',
+        'float32 [1, 65536] (262144 bytes)',
+      ];
+      const named = (details.largestTensors as string).split('), ').map((name) => name.replace(/\)?$/, ')'));
+      expect(named.sort()).toEqual(largest.sort());
+      expect(message).toContain(`; the largest tensors are ${details.largestTensors}`);
+      const { allocated, reserved } = memoryStats('cuda');
+      expect(details).toMatchObject({ heldBytes: reserved, cachedBytes: reserved - allocated });
+      expect(message).toMatch(/ cached\), \d+ of 268435456 are free/);
+    });
+  });
+
+  test('that is not there for a launch names them too', async () => {
+    using t = Tensor.empty([1 << 11, 1 << 11], { dtype: 'float32', device });
+    using columns = t.slice(1, 0, 2000); // packed before it is read
+    for (let i = 0; i < 8; i++) failNext('allocate', CUDA_ERROR.memoryAllocation);
+    const error = (await rejected(columns.data())) as VarlenError;
+    gpu('reset');
+    expect(error.code).toBe('ERR_VARLEN_OUT_OF_MEMORY');
+    expect(error.details.largestTensors).toContain('float32 [2048, 2048] (16777216 bytes)');
   });
 
   test('pinned memory that is not there is one too', () => {

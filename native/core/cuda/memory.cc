@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/cuda/gpu.h"
+#include "core/live_tensors.h"
 #include "core/memory.h"
 
 namespace varlen::cuda {
@@ -75,6 +76,16 @@ void DeviceMemory::Give(std::byte* data, int64_t bytes) {
   if (at != free_.begin()) merge(std::prev(at), at);
 }
 
+std::byte* DeviceMemory::SegmentOf(const std::byte* data, int64_t* bytes) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto after = segments_.upper_bound(const_cast<std::byte*>(data));
+  if (after == segments_.begin()) return nullptr;
+  const auto& [start, segment] = *std::prev(after);
+  if (data >= start + segment.bytes) return nullptr;
+  *bytes = segment.bytes;
+  return start;
+}
+
 void DeviceMemory::ReleaseSegments() {
   const std::lock_guard<std::mutex> lock(mutex_);
   std::vector<void*> released;
@@ -104,17 +115,22 @@ Status DeviceMemory::Exhausted(int64_t bytes) const {
     gpu_.NoteError(gpu_.api().memory_info(&free_bytes, &total_bytes), "cudaMemGetInfo");
   });
   const MemoryStats held = stats();
-  return {Code::kOutOfMemory,
-          "",
-          "memory of cuda:" + std::to_string(gpu_.index()) + " is exhausted; got a request of " +
-              std::to_string(bytes) + " bytes, expected one that fits: this process holds " +
-              std::to_string(held.reserved) + " bytes (" + std::to_string(held.allocated) +
-              " in tensors), " + std::to_string(free_bytes) + " of " + std::to_string(total_bytes) +
-              " are free",
-          {{"requestedBytes", static_cast<double>(bytes)},
-           {"heldBytes", static_cast<double>(held.reserved)},
-           {"freeBytes", static_cast<double>(free_bytes)},
-           {"totalBytes", static_cast<double>(total_bytes)}}};
+  const int64_t cached = held.reserved - held.allocated;
+  Status status{Code::kOutOfMemory,
+                "",
+                "memory of cuda:" + std::to_string(gpu_.index()) +
+                    " is exhausted; got a request of " + std::to_string(bytes) +
+                    " bytes, expected one that fits: this process holds " +
+                    std::to_string(held.reserved) + " bytes (" + std::to_string(held.allocated) +
+                    " in tensors, " + std::to_string(cached) + " cached), " +
+                    std::to_string(free_bytes) + " of " + std::to_string(total_bytes) + " are free",
+                {{"requestedBytes", static_cast<double>(bytes)},
+                 {"heldBytes", static_cast<double>(held.reserved)},
+                 {"cachedBytes", static_cast<double>(cached)},
+                 {"freeBytes", static_cast<double>(free_bytes)},
+                 {"totalBytes", static_cast<double>(total_bytes)}}};
+  NameLargestTensors({DeviceKind::kCuda, gpu_.index()}, status);
+  return status;
 }
 
 std::byte* PinnedMemory::Take(int64_t bytes) {

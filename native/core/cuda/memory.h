@@ -32,6 +32,8 @@ class DeviceMemory final : public MemorySource {
   Status Exhausted(int64_t bytes) const override;
   // Gives segments that are wholly free back to the driver.
   void ReleaseSegments();
+  // The allocation of cudaMalloc that `data` lies in; null when it is none of ours.
+  std::byte* SegmentOf(const std::byte* data, int64_t* bytes);
 
  private:
   struct Segment {

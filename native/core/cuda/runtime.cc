@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/cuda/api.h"
+#include "core/cuda/ipc.h"
 #include "core/cuda/kernel.h"
 
 // The table of api.h over the statically linked CUDA runtime. CMake says for which architectures
@@ -50,7 +51,7 @@ int DeviceCount(int* count) {
   return error;
 }
 
-int Device(CudaDevice* device, int index) {
+int DeviceAt(CudaDevice* device, int index) {
   cudaDeviceProp properties;
   const cudaError_t error = cudaGetDeviceProperties(&properties, index);
   if (error != cudaSuccess) return Answer(error);
@@ -238,14 +239,40 @@ std::vector<std::string> CublasLtFiles() {
   return files;
 }
 
+int Uuid(DeviceUuid* uuid, int index) {
+  cudaDeviceProp properties;
+  const cudaError_t error = cudaGetDeviceProperties(&properties, index);
+  static_assert(sizeof properties.uuid.bytes == sizeof *uuid);
+  if (error == cudaSuccess) std::memcpy(uuid->data(), properties.uuid.bytes, sizeof *uuid);
+  return Answer(error);
+}
+
+int ExportMemory(IpcHandle* handle, void* segment) {
+  cudaIpcMemHandle_t made{};
+  static_assert(sizeof made == sizeof *handle);
+  const int error = Answer(cudaIpcGetMemHandle(&made, segment));
+  std::memcpy(handle->data(), &made, sizeof made);
+  return error;
+}
+
+int OpenMemory(void** segment, const IpcHandle& handle) {
+  cudaIpcMemHandle_t known;
+  std::memcpy(&known, handle.data(), sizeof known);
+  return Answer(cudaIpcOpenMemHandle(segment, known, cudaIpcMemLazyEnablePeerAccess));
+}
+
+int CloseMemory(void* segment) { return Answer(cudaIpcCloseMemHandle(segment)); }
+
 }  // namespace
+
+CudaIpc LinkedCudaIpc() { return {Uuid, ExportMemory, OpenMemory, CloseMemory}; }
 
 CudaRuntime LinkedCudaRuntime() {
   CudaRuntime runtime;
   runtime.runtime_version = RuntimeVersion;
   runtime.driver_version = DriverVersion;
   runtime.device_count = DeviceCount;
-  runtime.device = Device;
+  runtime.device = DeviceAt;
   runtime.kernel = Kernel;
   runtime.error_name = ErrorName;
   runtime.set_device = SetDevice;

@@ -181,14 +181,18 @@ namespace {
 // Host memory on its way to the GPU.
 class FillTask final : public Task {
  public:
-  FillTask(Tensor tensor, StorageRef pinned, int64_t size)
-      : tensor_(std::move(tensor)), pinned_(std::move(pinned)), size_(size) {
+  FillTask(Tensor tensor, StorageRef pinned, const std::byte* source, int64_t size, const char* op)
+      : tensor_(std::move(tensor)),
+        pinned_(std::move(pinned)),
+        source_(source),
+        size_(size),
+        op_(op) {
     bytes = size;
   }
-  const char* name() const override { return "Tensor.from"; }
+  const char* name() const override { return op_; }
   void Run(uint64_t ticket) override {
     Launch& launch = Launch::Current();
-    launch.Copy(tensor_.address(), pinned_->data(), size_, CopyKind::kHostToDevice);
+    launch.Copy(tensor_.address(), source_, size_, CopyKind::kHostToDevice);
     launch.Keep(pinned_);
     if (!launch.ok()) Fail({launch.status(), name(), ticket});
   }
@@ -200,7 +204,9 @@ class FillTask final : public Task {
  private:
   const Tensor tensor_;
   const StorageRef pinned_;
+  const std::byte* const source_;
   const int64_t size_;
+  const char* const op_;
 };
 
 }  // namespace
@@ -209,8 +215,15 @@ Status GpuStream::Fill(const Tensor& tensor, const void* source, int64_t bytes) 
   StorageRef pinned;
   if (Status status = gpu_.AllocatePinned(bytes, &pinned); !status.ok()) return status;
   std::memcpy(pinned->data(), source, static_cast<size_t>(bytes));
+  const std::byte* staged = pinned->data();
+  return FillFrom(tensor, std::move(pinned), staged, bytes, "Tensor.from");
+}
+
+Status GpuStream::FillFrom(const Tensor& tensor, StorageRef pinned, const std::byte* source,
+                           int64_t bytes, const char* op) {
   uint64_t ticket = 0;
-  Status status = Enqueue(std::make_unique<FillTask>(tensor, std::move(pinned), bytes), &ticket);
+  Status status =
+      Enqueue(std::make_unique<FillTask>(tensor, std::move(pinned), source, bytes, op), &ticket);
   if (status.ok()) tensor.storage->WrittenBy(shared_from_this(), ticket);
   return status;
 }

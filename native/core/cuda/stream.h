@@ -31,6 +31,9 @@ class GpuStream final : public Stream {
   ~GpuStream() override;
 
   Status Fill(const Tensor& tensor, const void* source, int64_t bytes) override;
+  // Writes pinned memory into a contiguous tensor. `source` is read when the stream comes there.
+  Status FillFrom(const Tensor& tensor, StorageRef pinned, const std::byte* source, int64_t bytes,
+                  const char* op);
 
  protected:
   void Execute(std::unique_ptr<Task> task, uint64_t ticket) override;

@@ -40,6 +40,14 @@ void CopyElements(Launch& launch, const Tensor& src, void* from, const Tensor& d
                          {ViewOf(src, from), ViewOf(dst, to), size, accumulate});
 }
 
+// The elements of a GPU's tensor in a row: where they are, or where this task packs them.
+const std::byte* RowMajor(Launch& launch, const Tensor& src, DType dtype) {
+  if (src.contiguous() && src.dtype == dtype) return static_cast<std::byte*>(src.address());
+  auto* packed = launch.Scratch<std::byte>(src.size() * SizeOf(dtype));
+  CopyElements(launch, src, src.address(), Dense(src, dtype), packed, false);
+  return packed;
+}
+
 // Host memory into the GPU's, in its own element type and order: [size].
 void* Upload(Launch& launch, const Tensor& src) {
   std::vector<std::byte> dense(static_cast<size_t>(BytesOf(src)));
@@ -51,15 +59,17 @@ void* Upload(Launch& launch, const Tensor& src) {
 
 Status BeginRead(const Tensor& src, StorageRef* staged) {
   Launch& launch = Launch::Current();
-  void* from = src.address();
-  if (!src.contiguous()) {
-    from = launch.Scratch<std::byte>(BytesOf(src));
-    CopyElements(launch, src, src.address(), Dense(src, src.dtype), from, false);
-  }
+  const std::byte* from = RowMajor(launch, src, src.dtype);
   if (BytesOf(src) > 0 && launch.ok()) {
-    launch.ReadBack(static_cast<const std::byte*>(from), BytesOf(src));
+    launch.ReadBack(from, BytesOf(src));
     if (launch.ok()) *staged = launch.kept().back();
   }
+  return launch.status();
+}
+
+Status BeginRead(const Tensor& src, std::byte* pinned) {
+  Launch& launch = Launch::Current();
+  launch.Copy(pinned, RowMajor(launch, src, src.dtype), BytesOf(src), CopyKind::kDeviceToHost);
   return launch.status();
 }
 
@@ -76,12 +86,7 @@ Status Run(const Copy& params) {
     return launch.status();
   }
   // To the host: converted on the GPU, then through pinned memory.
-  void* from = src.address();
-  if (!src.contiguous() || src.dtype != dst.dtype) {
-    from = launch.Scratch<std::byte>(BytesOf(dst));
-    CopyElements(launch, src, src.address(), Dense(dst, dst.dtype), from, false);
-  }
-  const std::byte* staged = launch.ReadBack(static_cast<const std::byte*>(from), BytesOf(dst));
+  const std::byte* staged = launch.ReadBack(RowMajor(launch, src, dst.dtype), BytesOf(dst));
   launch.OnDone([staged, dst]() -> Status {
     std::memcpy(dst.address(), staged, static_cast<size_t>(BytesOf(dst)));
     return {};

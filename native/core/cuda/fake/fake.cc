@@ -1,6 +1,9 @@
 #include "core/cuda/fake/fake.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -27,6 +30,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// Of opening another process's memory; only the fake needs their numbers.
+constexpr int kInvalidContext = 201, kMapFailed = 205;
+
 struct Scripted {
   int error;
   int after;
@@ -41,6 +47,10 @@ struct World {
   std::map<void*, std::unique_ptr<simt::GlobalMemory>> memory;
   std::map<void*, int64_t> pinned;
   int64_t allocated = 0, pinned_bytes = 0;
+  bool shares = false;
+  int uuid = 0;
+  std::map<void*, int> files;                                      // of shared memory
+  std::map<void*, std::unique_ptr<simt::GlobalMemory>> of_others;  // of other processes
   bool held = false;
   double delay_ms = 0;
   int sticky = error::kSuccess;
@@ -173,6 +183,10 @@ const char* ErrorName(int error) {
       return "cudaErrorInvalidDeviceFunction";
     case error::kNoDevice:
       return "cudaErrorNoDevice";
+    case kInvalidContext:
+      return "cudaErrorDeviceUninitialized";
+    case kMapFailed:
+      return "cudaErrorMapBufferObjectFailed";
     case error::kNoKernelImageForDevice:
       return "cudaErrorNoKernelImageForDevice";
     case error::kIllegalAddress:
@@ -196,6 +210,12 @@ int MemoryInfo(int64_t* free_bytes, int64_t* total_bytes) {
   return error::kSuccess;
 }
 
+// Puts the pages of a file in the place of its own. Memory that whole pages hold begins with one.
+bool MapFile(const simt::GlobalMemory& memory, int file) {
+  return mmap(memory.data(), static_cast<size_t>(memory.bytes()), PROT_READ | PROT_WRITE,
+              MAP_SHARED | MAP_FIXED, file, 0) != MAP_FAILED;
+}
+
 int Allocate(void** data, int64_t bytes) {
   if (const int error = Enter("allocate"); error != error::kSuccess) return error;
   World& w = TheWorld();
@@ -204,6 +224,13 @@ int Allocate(void** data, int64_t bytes) {
   auto memory = std::make_unique<simt::GlobalMemory>((bytes + 255) / 256 * 256);
   *data = memory->data();
   w.allocated += bytes;
+  if (w.shares) {
+    const int file = memfd_create("emulated GPU", MFD_CLOEXEC);
+    if (file < 0 || ftruncate(file, memory->bytes()) != 0 || !MapFile(*memory, file)) {
+      return error::kMemoryAllocation;
+    }
+    w.files[*data] = file;
+  }
   w.memory[*data] = std::move(memory);
   return error::kSuccess;
 }
@@ -215,6 +242,10 @@ int Release(void* data) {
   if (found == w.memory.end()) return error::kInvalidValue;
   w.allocated -= found->second->bytes();
   w.memory.erase(found);
+  if (const auto file = w.files.find(data); file != w.files.end()) {
+    close(file->second);
+    w.files.erase(file);
+  }
   return error::kSuccess;
 }
 
@@ -335,11 +366,70 @@ int ElapsedMs(float* ms, void* start, void* end) {
 
 // Whether [data, data + bytes) is device memory; the mutex is held.
 bool OnDevice(World& w, const void* data, int64_t bytes) {
-  auto next = w.memory.upper_bound(const_cast<void*>(data));
-  if (next == w.memory.begin()) return false;
-  const auto& [start, memory] = *std::prev(next);
-  return static_cast<const char*>(data) + bytes <=
-         static_cast<const char*>(start) + memory->bytes();
+  for (const auto* allocations : {&w.memory, &w.of_others}) {
+    auto next = allocations->upper_bound(const_cast<void*>(data));
+    if (next == allocations->begin()) continue;
+    const auto& [start, memory] = *std::prev(next);
+    if (static_cast<const char*>(data) + bytes <=
+        static_cast<const char*>(start) + memory->bytes()) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// What a handle of shared memory says: which file of which process.
+struct FileOfProcess {
+  pid_t process;
+  int file;
+  int64_t bytes;
+};
+
+int Uuid(DeviceUuid* uuid, int index) {
+  World& w = TheWorld();
+  const std::lock_guard<std::mutex> lock(w.mutex);
+  *uuid = {'e', 'm', 'u', static_cast<uint8_t>(w.uuid), static_cast<uint8_t>(index)};
+  return error::kSuccess;
+}
+
+int ExportMemory(IpcHandle* handle, void* segment) {
+  if (const int error = Enter("export_memory"); error != error::kSuccess) return error;
+  World& w = TheWorld();
+  const std::lock_guard<std::mutex> lock(w.mutex);
+  const auto file = w.files.find(segment);
+  if (file == w.files.end()) return error::kInvalidValue;
+  const FileOfProcess facts{getpid(), file->second, w.memory.at(segment)->bytes()};
+  handle->fill(0);
+  std::memcpy(handle->data(), &facts, sizeof facts);
+  return error::kSuccess;
+}
+
+// As CUDA does, refuses what this very process exported.
+int OpenMemory(void** segment, const IpcHandle& handle) {
+  if (const int error = Enter("open_memory"); error != error::kSuccess) return error;
+  FileOfProcess facts;
+  std::memcpy(&facts, handle.data(), sizeof facts);
+  if (facts.process == getpid()) return kInvalidContext;
+  const std::string path =
+      "/proc/" + std::to_string(facts.process) + "/fd/" + std::to_string(facts.file);
+  const int file = open(path.c_str(), O_RDWR | O_CLOEXEC);
+  if (file < 0) return kMapFailed;
+  auto memory = std::make_unique<simt::GlobalMemory>(facts.bytes);
+  const bool mapped = MapFile(*memory, file);
+  close(file);
+  if (!mapped) return kMapFailed;
+  *segment = memory->data();
+  World& w = TheWorld();
+  const std::lock_guard<std::mutex> lock(w.mutex);
+  w.of_others[*segment] = std::move(memory);
+  return error::kSuccess;
+}
+
+int CloseMemory(void* segment) {
+  if (const int error = Enter("close_memory"); error != error::kSuccess) return error;
+  World& w = TheWorld();
+  const std::lock_guard<std::mutex> lock(w.mutex);
+  return w.of_others.erase(segment) == 1 ? error::kSuccess : error::kInvalidValue;
 }
 
 int Copy(void* to, const void* from, int64_t bytes, CopyKind kind, void* stream) {
@@ -471,6 +561,14 @@ CudaRuntime Runtime() {
   return table;
 }
 
+CudaIpc Ipc() { return {Uuid, ExportMemory, OpenMemory, CloseMemory}; }
+
+void Share() {
+  World& w = TheWorld();
+  const std::lock_guard<std::mutex> lock(w.mutex);
+  w.shares = true;
+}
+
 void Reset(const Machine& machine) {
   World& w = TheWorld();
   const std::lock_guard<std::mutex> lock(w.mutex);
@@ -557,11 +655,17 @@ std::string Command(const std::string& text) {
   if (verb == "hold") return Hold(), "";
   if (verb == "go") return Go(), "";
   if (verb == "reset") return Reset(), "";
+  if (verb == "share") return Share(), "";
   if (verb == "fault") return LastFault();
   if (verb == "memory") return set(&Machine::memory_bytes);
   if (verb == "devices") return set(&Machine::devices);
   if (verb == "driver") return set(&Machine::driver_version);
   if (verb == "major") return set(&Machine::compute_major);
+  if (verb == "uuid") {
+    World& w = TheWorld();
+    const std::lock_guard<std::mutex> lock(w.mutex);
+    return words >> w.uuid ? "" : "no number in: " + text;
+  }
   double ms = 0;
   if (verb == "delay" && words >> ms) return Delay(ms), "";
   if (verb == "cublaslt") {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/cuda/api.h"
+#include "core/cuda/ipc.h"
 
 // CUDA without a GPU: memory is the host's, every stream has a thread that executes it in order,
 // kernels run in the SIMT emulator. Calls fail when a script says so. For tests only: the shipped
@@ -22,6 +23,10 @@ struct Machine {
 
 // The table; every copy of it is the same machine.
 CudaRuntime Runtime();
+// Processes share memory as those of one GPU do: what Share() was called for before it was
+// allocated.
+CudaIpc Ipc();
+void Share();
 
 // Sets the machine up anew: no errors, nothing scripted. Memory and streams stay.
 void Reset(const Machine& machine = {});
@@ -51,8 +56,9 @@ void UseCublasLt(const std::vector<std::string>& files);
 
 // One command as text, for callers that have no C++: "fail allocate 2 [after]", "hold", "go",
 // "delay 5", "memory 1000000", "devices 0", "driver 12040", "major 7", "cublaslt <file>...",
-// "reset". Returns what is wrong with it, "" if nothing; "fault" and "count launch" return what was
-// asked.
+// "reset", "share", "uuid 7" (another
+// GPU than that of other processes). Returns what is wrong with it, "" if nothing; "fault" and
+// "count launch" return what was asked.
 std::string Command(const std::string& text);
 
 }  // namespace varlen::cuda::fake
