@@ -22,6 +22,8 @@ const BATCH = 512;
 const MEASURED = 0.15;
 /** The longest such time, in seconds. */
 const MEASURED_S = 120;
+/** Frames of a fault's stack. */
+const STACK = 50;
 /** An input that takes this long hangs, in milliseconds. */
 const HANG_MS = 20_000;
 
@@ -174,9 +176,21 @@ class Fuzzer {
       this.#target.run(input);
       return true;
     } catch (error) {
-      console.error(`${this.#name}: a fault at run ${this.runs}: ${(error as Error).stack ?? error}`);
+      const where = this.#stackOf(input) ?? error;
+      console.error(`${this.#name}: a fault at run ${this.runs}: ${where}`);
       console.error(`the input: ${keep(this.#faults, input.slice())}`);
       return false;
+    }
+  }
+
+  /** Runs the input once more for the stack that the first error has not; undefined when it is fine now. */
+  #stackOf(input: Uint8Array): string | undefined {
+    Error.stackTraceLimit = STACK;
+    try {
+      this.#target.run(input);
+      return undefined;
+    } catch (error) {
+      return (error as Error).stack;
     }
   }
 }
@@ -195,6 +209,8 @@ async function main(): Promise<number> {
     return 2;
   }
   process.removeAllListeners('warning');
+  // Most inputs are refused, and an error's stack would take half of their time.
+  Error.stackTraceLimit = 0;
   const fuzzer = new Fuzzer(name, target, Number(seed), values.keep);
   console.log(`${name}: seed ${seed}, ${seconds} s`);
   const fine = fuzzer.fuzz(Number(seconds));
