@@ -5,7 +5,7 @@ import { bundle } from '../support/program.js';
 import { endsOf, freePort, startRanks } from '../support/rank-processes.js';
 import { hasTorch, torchrun } from '../support/torchrun.js';
 
-if (!hasTorch) console.log('PyTorch is not installed: its results are not compared');
+if (!hasTorch) console.log('no PyTorch: its results are not compared');
 
 describe('four processes over Gloo', () => {
   test('agree with what each of them computes, for every collective, type, reduction and size', async () => {
