@@ -110,6 +110,22 @@ test.concurrent('a stopped process is named at the deadline; when it goes on it 
   expect(await endsOf(ranks)).toEqual([0, 0, 0]);
 }, 90_000);
 
+test.concurrent('a stopped process that serves the store is a deadline, and no living rank is named', async () => {
+  const deadline = 2000;
+  const ranks = await start(3, 'reduce', { init: { ...init, collectiveTimeoutMs: deadline } });
+  await all(ranks, 'running');
+  const at = Date.now();
+  ranks[0].child.kill('SIGSTOP');
+  for (const said of await all(ranks.slice(1), 'rejected')) {
+    expect(said).toMatchObject({ code: 'ERR_VARLEN_DIST_TIMEOUT' });
+    expect(said.details).not.toHaveProperty('missingRanks');
+    expect((said.at as number) - at).toBeLessThan(2 * deadline + promptly);
+  }
+  ranks[0].child.kill('SIGCONT');
+  await ranks[0].until('rejected');
+  expect(await endsOf(ranks)).toEqual([0, 0, 0]);
+}, 90_000);
+
 describe.concurrent('a process that ends before all are connected', () => {
   test('is named when the others give up', async () => {
     const port = await freePort();
