@@ -1,17 +1,14 @@
 /** A job that loses a rank and is started anew by its launcher goes on from its checkpoint. */
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
-import { pathToFileURL } from 'node:url';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { launch } from '../../src/dist/launch.js';
+import { bundle } from '../support/program.js';
 import { hasTorch, torchrun } from '../support/torchrun.js';
 
-const root = join(import.meta.dirname, '../..');
-const tsx = pathToFileURL(createRequire(import.meta.url).resolve('tsx')).href;
-const steps = 40;
+const steps = 20;
 if (!hasTorch) console.log('PyTorch is not installed: its elastic restart is not tried');
 
 let folder: string;
@@ -22,20 +19,9 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 /** The same command for the first start and for the restart. */
 function train(out: string): string[] {
-  const model = [
-    '--quick',
-    '--device',
-    'cpu',
-    '--prompts',
-    '2',
-    '--eval-problems',
-    '2',
-    '--eval-samples',
-    '2',
-  ];
-  const length = ['--sft-steps', String(steps), '--rl-steps', '0', '--checkpoint-every', '2', '--resume'];
-  const program = ['--import', tsx, join(root, 'src/cli/main.ts'), 'train'];
-  return [process.execPath, ...program, ...model, ...length, '--json', '--out', out];
+  const model = '--quick --device cpu --prompts 2 --eval-problems 2 --eval-samples 2'.split(' ');
+  const length = `--sft-steps ${steps} --rl-steps 0 --checkpoint-every 2 --resume`.split(' ');
+  return [process.execPath, bundle('train-rank'), ...model, ...length, '--json', '--out', out];
 }
 
 const recordsOf = (text: string): { phase?: string; step?: number }[] =>
@@ -64,7 +50,7 @@ function expectResumed(out: string, said: string): void {
   expect(shown.length).toBeLessThan(steps + 10);
 }
 
-test('under launch with maxRestarts', async () => {
+test.concurrent('under launch with maxRestarts', async () => {
   const out = join(folder, 'launch');
   let said = '';
   let starts = 0;
@@ -84,7 +70,7 @@ test('under launch with maxRestarts', async () => {
   expectResumed(out, said);
 }, 120_000);
 
-test.runIf(hasTorch)(
+test.concurrent.runIf(hasTorch)(
   'under torchrun with --max-restarts',
   async () => {
     const out = join(folder, 'torchrun');
