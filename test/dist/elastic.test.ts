@@ -70,8 +70,9 @@ test.concurrent('under launch with maxRestarts', async () => {
   expectResumed(out, said);
 }, 120_000);
 
-test.concurrent.runIf(hasTorch)(
+test.runIf(hasTorch)(
   'under torchrun with --max-restarts',
+  { concurrent: true, timeout: 180_000 },
   async () => {
     const out = join(folder, 'torchrun');
     const { status, stdout, stderr } = await torchrun(2, train(out), {
@@ -85,5 +86,4 @@ test.concurrent.runIf(hasTorch)(
     expect({ status, stderr: status === 0 ? '' : stderr }).toEqual({ status: 0, stderr: '' });
     expectResumed(out, stdout);
   },
-  180_000,
 );
