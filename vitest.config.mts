@@ -1,8 +1,11 @@
+import { availableParallelism } from 'node:os';
 import { defineConfig } from 'vitest/config';
 
 export default defineConfig({
   test: {
     pool: 'forks',
+    // One less is the default; most tests compute in one thread or wait for a process.
+    maxWorkers: availableParallelism(),
     testTimeout: 30_000,
     env: { VARLEN_NUM_THREADS: process.env.VARLEN_NUM_THREADS ?? '2' },
     projects: [

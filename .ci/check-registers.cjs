@@ -16,6 +16,7 @@ const path = require('node:path');
 const { workFolder } = require('../scripts/build-native.cjs');
 
 const root = path.resolve(__dirname, '..');
+const folder = workFolder('Release', { release: process.env.VARLEN_FLAVOUR === 'prebuilds' });
 const opsFolder = path.join(root, 'native', 'ops');
 const coreFolder = path.join(root, 'native', 'core', 'cuda');
 
@@ -61,7 +62,7 @@ function parse(report, arch) {
 
 /** What the build left beside the object of `source`, whichever target it belongs to. */
 function reportOf(source) {
-  const targets = path.join(workFolder('Release'), 'CMakeFiles');
+  const targets = path.join(folder, 'CMakeFiles');
   const [report] = fs
     .readdirSync(targets)
     .map((target) => path.join(targets, target, `${path.relative(root, source)}.o.ptxas`))

@@ -72,7 +72,7 @@ function sanitize(name) {
       ...env,
       LD_PRELOAD: preload.map(library).join(' '),
       VARLEN_PREBUILD: place,
-      VARLEN_SANITIZED: name,
+      VARLEN_FLAVOUR: name,
     }),
   ];
 }

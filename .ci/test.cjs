@@ -2,18 +2,22 @@
 // Runs the tests and ends with one line, `N passed, N failed`, over all of them.
 //
 //   node .ci/test.cjs [native|full]    native: only the C++ tests; full: the whole grid (VARLEN_TEST_FULL=1), 10^6 random cases a suite
-const { spawnSync } = require('node:child_process');
+const { spawn, spawnSync } = require('node:child_process');
 const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
-const { workFolder } = require('../scripts/build-native.cjs');
+const { TEST_ARCHS, workFolder } = require('../scripts/build-native.cjs');
 const { CUDA_OPS } = require('./cuda-ops.cjs');
 
 const root = path.resolve(__dirname, '..');
+// The native code is tested as it is released, on every instruction set, and compiled once for its own
+// tests and for the package's. With nvcc for two families of GPUs; a release is for all.
+const folder = workFolder('Release', { release: true });
 const [mode = 'all'] = process.argv.slice(2);
-const report = path.join(os.tmpdir(), `varlen-test-${process.pid}.json`);
 const baseEnv = {
+  VARLEN_CUDA_ARCHS: TEST_ARCHS,
   ...process.env,
+  VARLEN_FLAVOUR: 'prebuilds',
   ...(mode === 'full' ? { VARLEN_TEST_FULL: '1', VARLEN_TEST_RUNS: '1000000' } : {}),
 };
 
@@ -21,18 +25,39 @@ function heading(text) {
   console.log(`\n--- ${text}`);
 }
 
-/** The C++ tests of core and of every op, in one program. */
-function native(title, env = {}) {
-  heading(title);
-  const program = path.join(workFolder('Release'), 'varlen_tests');
-  const { status, stdout, stderr, signal } = spawnSync(program, ['--no-colors'], {
-    cwd: root,
-    env: { ...baseEnv, ...env },
-    encoding: 'utf8',
-    maxBuffer: 1 << 28,
+/**
+ * Runs a program; prints its output below `title`: when it has ended, so that several may run at once, or
+ * `live`.
+ */
+function run(title, program, args, { env = {}, live = false } = {}) {
+  if (live) heading(title);
+  return new Promise((resolve) => {
+    const child = spawn(program, args, {
+      cwd: root,
+      env: { ...baseEnv, ...env },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    const chunks = [];
+    for (const stream of [child.stdout, child.stderr]) {
+      stream.on('data', (chunk) => {
+        chunks.push(chunk);
+        if (live) process.stdout.write(chunk);
+      });
+    }
+    child.on('close', (status, signal) => {
+      const output = Buffer.concat(chunks).toString();
+      if (!live) heading(title);
+      if (!live) process.stdout.write(output);
+      resolve({ status, signal, output });
+    });
   });
-  process.stdout.write(stdout + stderr);
-  const counts = /test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed/.exec(stdout);
+}
+
+/** The C++ tests of core and of every op, in one program. */
+async function native(title, env = {}) {
+  const program = path.join(folder, 'varlen_tests');
+  const { status, signal, output } = await run(title, program, ['--no-colors'], { env });
+  const counts = /test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed/.exec(output);
   if (counts === null) {
     console.log(`${program} ended without a summary (${signal ?? `exit ${status}`})`);
     return { passed: 0, failed: 1 };
@@ -41,15 +66,14 @@ function native(title, env = {}) {
   return { passed, failed: status === 0 ? failed : Math.max(failed, 1) };
 }
 
-function vitest(title, args = [], env = {}) {
-  heading(title);
-  fs.rmSync(report, { force: true });
+async function vitest(title, args, { env = {}, live = false } = {}) {
+  const report = path.join(os.tmpdir(), `varlen-test-${process.pid}-${title.replace(/\W+/g, '-')}.json`);
   const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${report}`];
-  const { status } = spawnSync(
-    process.execPath,
-    [path.join(root, 'node_modules/vitest/vitest.mjs'), 'run', ...args, ...reporters],
-    { cwd: root, env: { ...baseEnv, ...env }, stdio: 'inherit' },
-  );
+  const program = path.join(root, 'node_modules/vitest/vitest.mjs');
+  const { status } = await run(title, process.execPath, [program, 'run', ...args, ...reporters], {
+    env,
+    live,
+  });
   if (!fs.existsSync(report)) return { passed: 0, failed: 1 };
   const { numPassedTests, numFailedTests } = JSON.parse(fs.readFileSync(report, 'utf8'));
   fs.rmSync(report);
@@ -58,12 +82,10 @@ function vitest(title, args = [], env = {}) {
 }
 
 /** The Spin models of the alignment protocol: what fits in about a minute, or all of them. */
-function models() {
-  heading('protocol models');
+async function models() {
   const args = ['test/model/run.cjs', ...(mode === 'full' ? [] : ['--quick'])];
-  const { stdout, stderr } = spawnSync(process.execPath, args, { cwd: root, encoding: 'utf8' });
-  process.stdout.write(stdout + stderr);
-  const counts = /(\d+) passed, (\d+) failed/.exec(stdout);
+  const { output } = await run('protocol models', process.execPath, args);
+  const counts = /(\d+) passed, (\d+) failed/.exec(output);
   return counts === null
     ? { passed: 0, failed: 1 }
     : { passed: Number(counts[1]), failed: Number(counts[2]) };
@@ -76,13 +98,9 @@ function hasNvcc() {
 /** The C++ tests, and the binary with an emulated GPU that the tests of `device: 'cuda'` load. */
 function buildNativeTests() {
   heading('building the native tests');
-  // With nvcc every CUDA kernel is compiled too, for both families, and linked with what is tested.
-  const cuda = hasNvcc() ? { VARLEN_CUDA: 'ON', VARLEN_CUDA_ARCHS: '80-real;90a-real' } : {};
-  const targets = ['varlen_tests', 'varlen_emulated'];
-  return targets.every((target) => {
-    const args = ['scripts/build-native.cjs', '--target', target];
-    const env = { ...cuda, ...process.env };
-    return spawnSync(process.execPath, args, { cwd: root, stdio: 'inherit', env }).status === 0;
+  return ['varlen_tests', 'varlen_emulated'].every((target) => {
+    const args = ['scripts/build-native.cjs', '--release', '--target', target];
+    return spawnSync(process.execPath, args, { cwd: root, stdio: 'inherit', env: baseEnv }).status === 0;
   });
 }
 
@@ -92,6 +110,7 @@ function registers() {
   const { status } = spawnSync(process.execPath, ['.ci/check-registers.cjs'], {
     cwd: root,
     stdio: 'inherit',
+    env: baseEnv,
   });
   return status === 0 ? { passed: 1, failed: 0 } : { passed: 0, failed: 1 };
 }
@@ -99,39 +118,41 @@ function registers() {
 /** The tests of every op that has CUDA kernels again, with `device: 'cuda'` on the emulated GPU. */
 function emulatedGpu() {
   const tests = CUDA_OPS.map((op) => `test/ops/${op}.test.ts`);
-  const env = { VARLEN_REQUIRE_CUDA: '1', VARLEN_PREBUILD: path.join(workFolder('Release'), 'emulated') };
+  const env = { VARLEN_REQUIRE_CUDA: '1', VARLEN_PREBUILD: path.join(folder, 'emulated') };
   // The emulator is thousands of times slower than what it stands for.
   const args = ['--project=source', '--testTimeout=600000', '--typecheck.enabled=false', ...tests];
-  return vitest('ops on the emulated GPU', args, env);
+  return vitest('ops on the emulated GPU', args, { env });
 }
 
-function main() {
+/** Threads share one process: they load the addon into several environments of it. */
+function inThreads() {
+  // What gives orders to the emulated GPU needs a process, and so a GPU, of its own.
+  const ops = fs
+    .readdirSync(path.join(root, 'test/ops'))
+    .filter((file) => /(?<!-cuda|-hopper)\.test\.ts$/.test(file))
+    .map((file) => `test/ops/${file}`);
+  const args = ['--project=source', '--pool=threads', '--typecheck.enabled=false', 'test/native', ...ops];
+  return vitest('native folders again: threads, baseline', args, {
+    env: { VARLEN_CPU_ISA: 'baseline' },
+  });
+}
+
+async function main() {
   const results = [];
-  if (buildNativeTests()) {
+  if (!buildNativeTests()) {
+    results.push({ passed: 0, failed: 1 });
+  } else {
     if (hasNvcc()) results.push(registers());
-    results.push(native('native tests'));
     // The whole grid is walked on every instruction set already.
     const baseline = { VARLEN_CPU_ISA: 'baseline', VARLEN_TEST_FULL: '0' };
-    results.push(native('native tests, baseline instruction set', baseline));
-  } else {
-    results.push({ passed: 0, failed: 1 });
+    const both = [native('native tests'), native('native tests, baseline instruction set', baseline)];
+    results.push(...(await Promise.all(both)));
   }
   if (mode !== 'native') {
-    results.push(models());
-    results.push(vitest('TypeScript tests', ['--project=source', '--project=package']));
-    results.push(emulatedGpu());
-    // Threads share one process: they load the addon into several environments of it. What gives orders
-    // to the emulated GPU needs a process, and so a GPU, of its own.
-    const shared = fs
-      .readdirSync(path.join(root, 'test/ops'))
-      .filter((file) => /(?<!-cuda|-hopper)\.test\.ts$/.test(file));
-    const again = [
-      '--project=source',
-      '--pool=threads',
-      'test/native',
-      ...shared.map((file) => `test/ops/${file}`),
-    ];
-    results.push(vitest('native folders again: threads, baseline', again, { VARLEN_CPU_ISA: 'baseline' }));
+    // Alone: some of them watch the clock.
+    results.push(await vitest('TypeScript tests', ['--project=source', '--project=package'], { live: true }));
+    const others = [models().then(async (of) => [of, await inThreads()]), emulatedGpu()];
+    results.push(...(await Promise.all(others)).flat());
   }
   const sum = (key) => results.reduce((total, result) => total + result[key], 0);
   const full = mode === 'full' ? '' : ', the full grid (npm run test:full)';
@@ -140,4 +161,4 @@ function main() {
   process.exit(sum('failed') === 0 ? 0 : 1);
 }
 
-main();
+void main();

@@ -5,7 +5,7 @@
 //
 // --out      where varlen.node goes; default build/<Config>
 // --target   builds varlen_tests, varlen_bench or varlen_bench_<name> instead and copies nothing
-// --release  for prebuilds: every instruction set, every GPU of the list, glibc floor (also VARLEN_RELEASE=1)
+// --release  as prebuilds are: every instruction set, every GPU of the list, glibc floor (also VARLEN_RELEASE=1)
 //
 // VARLEN_CUDA, VARLEN_CUDA_ARCHS, VARLEN_SANITIZE and VARLEN_ALL_ISAS are handed to CMake.
 const { spawnSync } = require('node:child_process');
@@ -14,6 +14,9 @@ const os = require('node:os');
 const path = require('node:path');
 
 const root = path.resolve(__dirname, '..');
+
+/** The GPUs that tests compile for: one of each family of kernels. All of a release take a quarter of an hour. */
+const TEST_ARCHS = '80-real;90a-real';
 
 /** What a build needs from the system, and the packages that bring it. */
 const SYSTEM_TOOLS = {
@@ -197,5 +200,5 @@ function main() {
   console.error(`varlen: built ${path.relative(root, destination)} in ${seconds} s (${parts})`);
 }
 
-module.exports = { SYSTEM_TOOLS, missingTools, describeMissing, hasHeader, workFolder };
+module.exports = { SYSTEM_TOOLS, TEST_ARCHS, missingTools, describeMissing, hasHeader, workFolder };
 if (require.main === module) main();

@@ -6,7 +6,7 @@
 const { spawnSync } = require('node:child_process');
 const fs = require('node:fs');
 const path = require('node:path');
-const { SYSTEM_TOOLS, missingTools, describeMissing, hasHeader } = require('./build-native.cjs');
+const { SYSTEM_TOOLS, TEST_ARCHS, missingTools, describeMissing, hasHeader } = require('./build-native.cjs');
 
 const root = path.resolve(__dirname, '..');
 
@@ -81,8 +81,9 @@ function isStale(output, sources) {
   return !fs.existsSync(built) || Math.max(...sources.map(newest)) > fs.statSync(built).mtimeMs;
 }
 
-function runStep(command, args) {
-  const { status } = spawnSync(command, args, { cwd: root, stdio: ['ignore', 2, 2] });
+function runStep(command, args, env = {}) {
+  const all = { ...process.env, ...env };
+  const { status } = spawnSync(command, args, { cwd: root, stdio: ['ignore', 2, 2], env: all });
   if (status !== 0) process.exit(status || 1);
 }
 
@@ -96,7 +97,11 @@ function main() {
     runStep(process.execPath, ['scripts/build-index.cjs']);
   }
   if (isStale('build/Release/varlen.node', ['native', 'CMakeLists.txt', 'package.json', 'scripts'])) {
-    runStep(process.execPath, ['scripts/build-native.cjs']);
+    // Tests take what a release is made of, so that it is compiled once for all of them.
+    const archs = process.env.VARLEN_CUDA_ARCHS ?? TEST_ARCHS;
+    if (tests)
+      runStep(process.execPath, ['scripts/build-native.cjs', '--release'], { VARLEN_CUDA_ARCHS: archs });
+    else runStep(process.execPath, ['scripts/build-native.cjs']);
   }
 }
 

@@ -3,8 +3,8 @@ import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { packageRoot } from '../../src/native/load.js';
 import { deviceInfo } from '../../src/tensor/index.js';
+import { emulatedBuild } from '../support/flavour.js';
 import { runVarlen } from './run-varlen.js';
 
 let folder: string;
@@ -53,8 +53,7 @@ test('CUDA switched off is said with its reason and what to do', async () => {
 });
 
 test('a GPU that works passes, and agrees with float64', async () => {
-  const emulated = join(packageRoot, 'build-cmake', process.env.VARLEN_SANITIZED ?? '', 'Release/emulated');
-  const report = await diagnose(['--require', 'cuda'], { VARLEN_PREBUILD: emulated });
+  const report = await diagnose(['--require', 'cuda'], { VARLEN_PREBUILD: emulatedBuild });
   expect(report).toMatchObject({ ok: true, code: 0, cuda: { available: true } });
   expect(report.checks.filter(({ status }) => status !== 'ok')).toEqual([]);
 });

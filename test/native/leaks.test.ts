@@ -1,9 +1,9 @@
 import { expect, test } from 'vitest';
+import { sanitized } from '../support/flavour.js';
 import { run } from '../support/program.js';
 
 const MIB = 2 ** 20;
 // A sanitizer keeps freed memory aside, and looks for leaks itself when the program ends.
-const sanitized = process.env.VARLEN_SANITIZED !== undefined;
 
 test.each([
   // kind, calls, calls before, RSS in MiB, heap in KiB

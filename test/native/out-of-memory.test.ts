@@ -4,10 +4,10 @@ import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { sanitized } from '../support/flavour.js';
 import { run } from '../support/program.js';
 
 // A sanitizer brings its own allocator, which the preloaded library would take from it.
-const sanitized = process.env.VARLEN_SANITIZED !== undefined;
 
 const folder = mkdtempSync(join(tmpdir(), 'varlen-fail-malloc-'));
 const library = join(folder, 'fail-malloc.node');

@@ -1,17 +1,13 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { loadNative, packageRoot } from '../../src/native/load.js';
+import { loadNative } from '../../src/native/load.js';
+import { emulatedBuild } from './flavour.js';
 
 /**
  * The package's binary with an emulated GPU in it: `device: 'cuda'` runs from TypeScript through the
  * addon, its streams and the kernels in the SIMT emulator, and fails on demand. To be imported before
  * the first native call.
  */
-
-const sanitized = process.env.VARLEN_SANITIZED ?? '';
-
-/** Where `scripts/build-native.cjs --target varlen_emulated` leaves it. */
-const emulatedBuild: string = join(packageRoot, 'build-cmake', sanitized, 'Release', 'emulated');
 
 /** On a GPU's own machine the same tests run there: npm run test:gpu. */
 const real = process.env.VARLEN_REQUIRE_CUDA === '1' && process.env.VARLEN_PREBUILD !== emulatedBuild;
