@@ -112,7 +112,7 @@ function sanitizeDist(name) {
     ...Object.fromEntries(options),
     LD_PRELOAD: preload.map(library).join(' '),
     VARLEN_PREBUILD: place,
-    VARLEN_SANITIZED: name,
+    VARLEN_FLAVOUR: name,
   });
   const written = fs.readdirSync(reports);
   for (const file of written) console.log(fs.readFileSync(path.join(reports, file), 'utf8'));

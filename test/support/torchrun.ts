@@ -1,9 +1,10 @@
 /** Jobs under PyTorch's launcher, where PyTorch is installed. */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { sanitized } from './flavour.js';
 
 /** False under a sanitizer too: Python would report its own leaks. */
 export const hasTorch: boolean =
-  process.env.VARLEN_SANITIZED === undefined &&
+  !sanitized &&
   spawnSync('python3', ['-c', 'import importlib.util as u; exit(u.find_spec("torch") is None)']).status === 0;
 
 /** How a job ended. */
