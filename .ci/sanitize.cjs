@@ -1,8 +1,9 @@
 'use strict';
 // The native tests and the addon under Node with address + undefined-behaviour and then with thread
-// sanitizers, and every allocation of the addon made to fail in turn. Ends with `N passed, N failed`.
+// sanitizers, ranks in processes of their own likewise, and every allocation of the addon made to fail in
+// turn. Ends with `N passed, N failed`.
 //
-//   node .ci/sanitize.cjs [address] [thread] [malloc]     default: all three
+//   node .ci/sanitize.cjs [address] [thread] [dist-address] [dist-thread] [malloc]     default: all
 const { execFileSync, spawnSync } = require('node:child_process');
 const fs = require('node:fs');
 const path = require('node:path');
@@ -76,9 +77,53 @@ function sanitize(name) {
   ];
 }
 
+// Whose ranks load the second binary.
+const DIST_TESTS = ['faults', 'gloo', 'init', 'launch', 'nccl'].map((name) => `test/dist/${name}.test.ts`);
+
+/**
+ * The second binary in jobs of several processes, which inherit sanitizer and binary by their environment;
+ * the kernels beside it are the plain ones. A rank may be killed after its report, or be expected to fail:
+ * so reports are files, and one is a failure whatever the tests say.
+ *
+ * Gloo is the system's library and not instrumented: of what it reads and writes itself, only its calls of
+ * the C library are seen.
+ */
+function sanitizeDist(name) {
+  const { preload, env } = SANITIZERS[name];
+  const build = { VARLEN_SANITIZE: name, VARLEN_CUDA: 'OFF' };
+  const script = path.join(root, 'scripts/build-native.cjs');
+  const built = [
+    step(`${name}: build the second binary`, node, [script, '--target', 'varlen_dist'], build),
+    step(`${name}: build the kernels`, node, [path.join(root, 'scripts/ensure-built.cjs')]),
+  ];
+  if (!built.every(({ ok }) => ok)) return built;
+  const place = path.join(root, 'build-cmake', `dist-${name}`);
+  const binaries = path.join(place, 'build/Release');
+  const reports = path.join(place, 'reports');
+  fs.rmSync(place, { recursive: true, force: true });
+  for (const folder of [binaries, reports]) fs.mkdirSync(folder, { recursive: true });
+  fs.copyFileSync(path.join(root, 'build/Release/varlen.node'), path.join(binaries, 'varlen.node'));
+  const sanitized = path.join(workFolder('Release', { sanitize: name }), 'varlen_dist.node');
+  fs.copyFileSync(sanitized, path.join(binaries, 'varlen_dist.node'));
+  const options = Object.entries(env).map(([key, value]) =>
+    key === 'LSAN_OPTIONS' ? [key, value] : [key, `${value}:log_path=${reports}/report`],
+  );
+  const tests = vitest(`${name}: ranks in processes`, DIST_TESTS, {
+    ...Object.fromEntries(options),
+    LD_PRELOAD: preload.map(library).join(' '),
+    VARLEN_PREBUILD: place,
+    VARLEN_FLAVOUR: name,
+  });
+  const written = fs.readdirSync(reports);
+  for (const file of written) console.log(fs.readFileSync(path.join(reports, file), 'utf8'));
+  return [...built, tests, { title: `${name}: no report of any rank`, ok: written.length === 0 }];
+}
+
 const parts = {
   address: () => sanitize('address'),
   thread: () => sanitize('thread'),
+  'dist-address': () => sanitizeDist('address'),
+  'dist-thread': () => sanitizeDist('thread'),
   malloc: () => [vitest('every allocation fails', ['test/native/out-of-memory'], { VARLEN_TEST_FULL: '1' })],
 };
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -47,6 +48,7 @@ class Group : public std::enable_shared_from_this<Group> {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Entry> entries_;
+  std::atomic<bool> called_ = false;  // something was pushed, or Stop() was called
   bool stopping_ = false;
   bool ended_ = false;
 };

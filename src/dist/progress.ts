@@ -24,8 +24,9 @@ export class Progress {
   #waiting = false;
   #beats = 0;
   #beating: NodeJS.Timeout | undefined;
-  /** The lines that were read last, since when they are the same, and whether they are still read. */
+  /** The lines that were read last and when, since when they are the same, and whether they are still read. */
   #lines: string[] = [];
+  #readAt = 0;
   #since: number[] = [];
   #observing: object | undefined;
 
@@ -76,7 +77,8 @@ export class Progress {
     const turn = {};
     this.#observing = turn;
     this.#lines = new Array(this.#size).fill('');
-    this.#since = new Array(this.#size).fill(performance.now());
+    this.#readAt = performance.now();
+    this.#since = new Array(this.#size).fill(this.#readAt);
     void this.#follow(turn);
   }
 
@@ -97,10 +99,10 @@ export class Progress {
     }
   }
 
+  /** While the store does not answer, nobody can be told from those that are silent. */
   #missing(silenceMs: number): readonly number[] {
-    const now = performance.now();
     return [...this.#lines.keys()].filter(
-      (rank) => rank !== this.#rank && now - this.#since[rank] >= silenceMs,
+      (rank) => rank !== this.#rank && this.#readAt - this.#since[rank] >= silenceMs,
     );
   }
 
@@ -108,9 +110,9 @@ export class Progress {
     try {
       while (this.#observing === turn) {
         const lines = await this.#read();
-        const now = performance.now();
+        this.#readAt = performance.now();
         for (const [rank, line] of lines.entries()) {
-          if (line !== this.#lines[rank]) this.#since[rank] = now;
+          if (line !== this.#lines[rank]) this.#since[rank] = this.#readAt;
         }
         this.#lines = lines;
         await sleep(this.beatMs, undefined, { ref: false });

@@ -1,8 +1,13 @@
 /** Jobs of several processes on this machine, started by the package itself. */
+import { spawn, spawnSync } from 'node:child_process';
 import { describe, expect, test } from 'vitest';
 import { type LaunchOptions, launch } from '../../src/dist/launch.js';
+import { sanitized } from '../support/flavour.js';
 import { bundle } from '../support/program.js';
-import { RankProcess } from '../support/rank-processes.js';
+import { freePort, RankProcess } from '../support/rank-processes.js';
+
+const hasMpirun = !sanitized && spawnSync('mpirun', ['--version']).status === 0;
+if (!hasMpirun) console.log('no mpirun: a job under Open MPI is not tried');
 
 /** Launches the rank program; the processes in the order of their starts. */
 async function launched(script: string, options: Partial<LaunchOptions> = {}) {
@@ -51,6 +56,21 @@ describe('a job of three processes', () => {
     expect(end).toMatchObject({ exitCode: 143, failure: { signal: 'SIGTERM' } });
   }, 60_000);
 });
+
+test.runIf(hasMpirun)(
+  'a job of three processes under mpirun is one group',
+  async () => {
+    const port = await freePort();
+    const variables = ['-x', 'MASTER_ADDR=127.0.0.1', '-x', `MASTER_PORT=${port}`];
+    const rank = [process.execPath, bundle('dist-rank'), 'hello', '{"timeoutMs":60000}'];
+    const flags = ['--allow-run-as-root', '--oversubscribe', '-n', '3', ...variables];
+    const job = new RankProcess(spawn('mpirun', [...flags, ...rank], { stdio: ['ignore', 'pipe', 'pipe'] }));
+    expect({ end: await job.ended, stderr: job.stderr }).toMatchObject({ end: 0 });
+    const ready = job.said.filter(({ event }) => event === 'ready');
+    expect(ready.map(({ rank, size }) => `${rank}/${size}`).sort()).toEqual(['0/3', '1/3', '2/3']);
+  },
+  90_000,
+);
 
 test.each([
   ['no process', { nproc: 0 }, 'ERR_VARLEN_RANGE'],

@@ -1,4 +1,5 @@
 /** Who is missing, told from what ranks write to the store. */
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { Progress } from '../../src/dist/progress.js';
@@ -19,9 +20,13 @@ afterEach(async () => {
 });
 
 /** Ranks of one group, each with a connection of its own. */
-async function ranksOf(size: number, onLost: (error: Error) => void = () => {}): Promise<Progress[]> {
+async function ranksOf(
+  size: number,
+  onLost: (error: Error) => void = () => {},
+  port: number = server.port,
+): Promise<Progress[]> {
   for (let rank = 0; rank < size; rank++) {
-    const client = await StoreClient.connect({ host: '127.0.0.1', port: server.port }, 5000);
+    const client = await StoreClient.connect({ host: '127.0.0.1', port }, 5000);
     clients.push(client);
     all.push(new Progress(client, { prefix: '/p', rank, size }, () => {}, onLost));
   }
@@ -55,4 +60,24 @@ test('a store that has gone names nobody, and is told', async () => {
   await server.close();
   expect(await first.missing(300, 1000)).toBeUndefined();
   expect(lost.length).toBeGreaterThan(0);
+});
+
+test('a store that answers no more names nobody: its process may have been stopped', async () => {
+  const ends: Socket[] = [];
+  const between = createServer((socket) => {
+    const onward = connect(server.port, '127.0.0.1');
+    socket.pipe(onward).pipe(socket);
+    ends.push(socket, onward);
+  });
+  await new Promise<void>((resolve) => between.listen(0, '127.0.0.1', resolve));
+  const { port } = between.address() as AddressInfo;
+  const [first, second] = await ranksOf(2, () => {}, port);
+  first.enter(1);
+  second.enter(1);
+  first.observe();
+  await sleep(250);
+  for (const end of ends) end.unpipe().pause();
+  expect(await first.missing(400, 1200)).toBeUndefined();
+  for (const end of ends) end.destroy();
+  between.close();
 });

@@ -1,5 +1,5 @@
 /** The key-value store of the rendezvous: the protocol's bytes, the server, the client, hostile peers. */
-import { spawn, spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { connect, type Socket } from 'node:net';
 import fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
@@ -15,6 +15,7 @@ import {
   wireLimits,
 } from '../../src/dist/store-wire.js';
 import { numRuns } from '../support/num-runs.js';
+import { hasTorch } from '../support/torchrun.js';
 
 const opened: { close(): unknown }[] = [];
 afterEach(async () => {
@@ -115,6 +116,37 @@ describe('the bytes of the protocol', () => {
       ),
       numRuns(0.02),
     );
+  });
+
+  test('that are cut off at any byte give the requests before it, and no other', () => {
+    const [k, v] = ['a key', Buffer.from('some value')];
+    const sent: StoreRequest[] = [
+      { kind: 'validate' },
+      { kind: 'ping', nonce: 7 },
+      { kind: 'set', key: k, value: v },
+      { kind: 'append', key: k, value: v },
+      { kind: 'compareSet', key: k, expected: v, desired: v },
+      { kind: 'get', key: k },
+      { kind: 'deleteKey', key: k },
+      { kind: 'add', key: k, delta: -5n },
+      { kind: 'check', keys: [k, k] },
+      { kind: 'wait', keys: [k] },
+      { kind: 'cancelWait' },
+      { kind: 'multiGet', keys: [k, k] },
+      { kind: 'multiSet', pairs: [[k, v]] },
+      { kind: 'numKeys' },
+    ];
+    const bytes = Buffer.concat(sent.map(encodeRequest));
+    let complete = 0;
+    let end = encodeRequest(sent[0]).length;
+    for (let cut = 0; cut <= bytes.length; cut++) {
+      if (cut === end) end += complete++ + 1 < sent.length ? encodeRequest(sent[complete]).length : 1;
+      const read = readAll(bytes.subarray(0, cut), () => 7);
+      expect(read.map((one) => (one === 'refused' ? one : one.kind))).toEqual(
+        sent.slice(0, complete).map(({ kind }) => kind),
+      );
+    }
+    expect(complete).toBe(sent.length);
   });
 
   test('that are cut off, or mean nothing, give no request too many', () => {
@@ -242,8 +274,6 @@ describe('a store', () => {
   });
 });
 
-const hasTorch =
-  spawnSync('python3', ['-c', 'import importlib.util as u; exit(u.find_spec("torch") is None)']).status === 0;
 if (!hasTorch) console.log('PyTorch is not installed: its store is not tried');
 
 test.runIf(hasTorch)(
@@ -343,11 +373,17 @@ describe('a hostile peer', () => {
     await works(port);
   });
 
-  test('that says nothing is shown out', async () => {
+  test('that says nothing, or a byte now and then, is shown out', async () => {
     const { port } = await serve({ validateMs: 30 });
-    const { socket, ended } = await raw(port);
-    socket.write(Uint8Array.of(0));
-    await ended;
+    const silent = await raw(port);
+    silent.socket.write(Uint8Array.of(0));
+    const slow = await raw(port);
+    const words = [...encodeRequest({ kind: 'validate' })];
+    const drip = setInterval(() => {
+      if (words.length > 0) slow.socket.write(Uint8Array.of(words.shift()!));
+    }, 20);
+    await Promise.all([silent.ended, slow.ended]);
+    clearInterval(drip);
     await works(port);
   });
 

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 using namespace varlen::dist;
@@ -147,6 +148,8 @@ TEST_CASE("an abort that hangs is left alone at its limit") {
   CHECK_FALSE(ranks[0]->Abort(milliseconds(50)));
   CHECK(std::chrono::steady_clock::now() - started < std::chrono::seconds(10));
   hangs(false);
+  // It goes on in its thread: the library must outlive it.
+  while (Alive() > 0) std::this_thread::sleep_for(milliseconds(1));
 }
 
 int main(int argc, char** argv) {
