@@ -1,12 +1,13 @@
 'use strict';
 
 /**
- * Ops whose CUDA kernels do all that their tests ask for. varlen-attention has no float32 there:
- * test/ops/varlen-attention-cuda.test.ts is for what it has.
+ * Ops whose CUDA kernels do all that their tests ask for. Those of varlen-attention and sparse-prefill
+ * are not among them: test/ops/<op>-cuda.test.ts is for what they have.
  */
 const CUDA_OPS = [
   'adamw',
   'add',
+  'compress-visual-tokens',
   'cross-entropy',
   'cross-entropy-from-hidden',
   'embedding',

@@ -64,14 +64,18 @@ export function runNative(program: string, name: string, threads: number, quick:
   return run(join(root, 'build-cmake', 'Release', target), args, env);
 }
 
+/** Peers that measure the case they are told; the others print their few at once. */
+export function takesCase(peer: string): boolean {
+  return peer.startsWith('attention') || peer.startsWith('policy_loss');
+}
+
 /** Runs a peer: a Python script, or a C++ program that is compiled first. */
 export function runPeer(peer: string, name: string, threads: number, quick: boolean): Rate[] {
   const source = join(root, 'bench', 'peers', peer);
   const args = [String(threads), quick ? '0.2' : '1'];
   const env = { ...process.env, OMP_NUM_THREADS: String(threads) };
   if (peer.endsWith('.py')) {
-    // The attention peer can be told the case; the gemm peer runs its few.
-    return run(PYTHON, [source, ...args, ...(peer.startsWith('attention') ? [name] : [])], env);
+    return run(PYTHON, [source, ...args, ...(takesCase(peer) ? [name] : [])], env);
   }
   const program = join(root, 'build-cmake', peer.replace(/\.cc$/, ''));
   if (!built.has(program)) {

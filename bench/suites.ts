@@ -1,7 +1,7 @@
 /** Targets that are measured in suites, whose members share their runs. */
 import type { TargetResult } from './batch/measure.js';
 import { batchSuites } from './batch/targets.js';
-import { deltaLSuite } from './delta-l-variance/targets.js';
+import { deltaLSuites } from './delta-l-variance/targets.js';
 import { distSuites } from './dist/targets.js';
 import { trainerSuite } from './nn/targets.js';
 import { prefillSuites } from './prefill/targets.js';
@@ -15,7 +15,7 @@ export interface Suite {
 
 const SUITES: readonly Suite[] = [
   ...batchSuites,
-  deltaLSuite,
+  ...deltaLSuites,
   ...distSuites,
   ...prefillSuites,
   trainerSuite,

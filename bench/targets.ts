@@ -6,7 +6,7 @@ import {
   policyLossFromHiddenMemory,
   policyLossFromHiddenSaving,
 } from './ops/policy-loss-from-hidden.bench.js';
-import { NotMeasured, type Rate, runNative, runPeer } from './programs.js';
+import { NotMeasured, type Rate, runNative, runPeer, takesCase } from './programs.js';
 
 /** What the package promises to reach (bench/targets.json), and what it reaches here. */
 
@@ -89,7 +89,7 @@ class Runs {
 
   peer({ peer, op, case: name, threads, impl }: PeerCase, round: number): Rate {
     // A script of several cases is asked once per round, whatever case is wanted.
-    const key = `${peer} ${peer.startsWith('attention') ? name : ''} ${threads} ${round}`;
+    const key = `${peer} ${takesCase(peer) ? name : ''} ${threads} ${round}`;
     return this.find(key, () => runPeer(peer, name, threads, this.quick), { op, case: name, threads, impl });
   }
 

@@ -7,11 +7,30 @@ export function describe(value: unknown): string {
   if (value === null) return 'null';
   if (typeof value === 'object') {
     const name = (value as object).constructor?.name;
+    if (ArrayBuffer.isView(value) && isDetached(value)) return `a detached ${name}`;
     return name === undefined ? 'an object' : `${/^[AEIOU]/.test(name) ? 'an' : 'a'} ${name}`;
   }
   if (typeof value === 'string') return `the string '${value}'`;
   if (typeof value === 'symbol' || typeof value === 'bigint') return `the ${typeof value} ${String(value)}`;
   return typeof value === 'function' ? 'a function' : String(value);
+}
+
+/** Its memory was transferred away: nothing but its length of 0 can be read. */
+export function isDetached({ buffer }: ArrayBufferView): boolean {
+  try {
+    new Uint8Array(buffer, 0, 0);
+    return false;
+  } catch {
+    return true;
+  }
+}
+
+/** A typed array of this kind whose elements can be read: no proxy of one, and not detached. */
+export function isArrayOf<T extends ArrayBufferView>(
+  kind: abstract new (...args: never[]) => T,
+  value: unknown,
+): value is T {
+  return ArrayBuffer.isView(value) && value instanceof kind && !isDetached(value);
 }
 
 /** The error of a value whose JavaScript type is wrong. */

@@ -6,16 +6,15 @@ import { packageRoot as root } from '../src/native/load.js';
 
 // The house as style.md sections 1 to 3 draw it.
 
-/** Ops without a CUDA kernel yet, and ops without a backward pass. These lists only shrink. */
-const WITHOUT_CUDA = ['compress-visual-tokens', 'sparse-prefill'];
 /**
+ * Ops without a backward pass. This list only shrinks.
+ *
  * `add`: both gradients are that of the sum. `write-rows` changes what earlier calls have read. The
  * others are not differentiated.
  */
 const WITHOUT_BACKWARD: readonly string[] = [
   'adamw',
   'add',
-  'compress-visual-tokens',
   'grad-clip',
   'group-advantage',
   'sampling',
@@ -58,8 +57,8 @@ describe.each(ops)('op %s', (op) => {
     expect(exists(path), path).toBe(true);
   });
 
-  test('has a CUDA kernel, or is listed as still lacking one', () => {
-    expect(exists(`${native}/cuda.cc`)).toBe(!WITHOUT_CUDA.includes(op));
+  test('has CUDA kernels', () => {
+    expect(exists(`${native}/cuda.cc`)).toBe(true);
   });
 
   test('has a backward pass, or is listed as having none', () => {

@@ -31,11 +31,18 @@ export function runExperiment(options: ExperimentOptions): Experiment {
   const synthetic = noises.map((noise) => syntheticRow(noise, batches, seed));
   const growth = [1, 2, 4].map((factor) => growthRow(factor, Math.ceil(batches / 10), seed));
   const policy = policyTasks(seed).map((task) => policyRow(task, policyBatches, seed));
-  const checks = [
-    ...acceptance('loss.deltaL', synthetic, synthetic[0].results),
-    ...acceptance('loss.deltaL.policy', policy.slice(0, 2), policy[0].results),
-  ];
+  const checks = [...syntheticChecks(synthetic), ...policyChecks(policy)];
   return { options, synthetic, growth, policy, checks };
+}
+
+/** What the settings of the synthetic experiment promise. */
+export function syntheticChecks(rows: readonly SyntheticRow[]): TargetResult[] {
+  return acceptance('loss.deltaL', rows, rows[0].results);
+}
+
+/** What the tasks promise in which contexts are drawn anew, the first two: theory knows those. */
+export function policyChecks(rows: readonly PolicyRow[]): TargetResult[] {
+  return acceptance('loss.deltaL.policy', rows.slice(0, 2), rows[0].results);
 }
 
 /** Rules that are not merely another name of Delta-L 1 where noise is uncorrelated. */

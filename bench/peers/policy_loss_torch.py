@@ -1,8 +1,8 @@
 """PyTorch on the CPU: the same PPO loss from hidden states, logits materialised, forward and backward.
 
-    python3 bench/peers/policy_loss_torch.py [threads] [seconds]
+    python3 bench/peers/policy_loss_torch.py [threads] [seconds] [case]
 
-One JSON line per case. Rates count 8 T D V floating-point operations, as
+One JSON line per case whose name contains the last argument. Rates count 8 T D V floating-point operations, as
 native/ops/policy-loss-from-hidden/bench.cc does, so that they are inverse times.
 """
 
@@ -35,9 +35,12 @@ def policy_loss(hidden, weight, targets, old, entropy_bonus):
 def main() -> None:
     threads = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
+    only = sys.argv[3] if len(sys.argv) > 3 else ""
     torch.set_num_threads(threads)
     torch.manual_seed(1)
     for name, tokens, size, vocab, dtype, entropy_bonus in CASES:
+        if only not in name:
+            continue
         hidden = torch.randn(tokens, size, dtype=dtype, requires_grad=True)
         weight = (0.02 * torch.randn(vocab, size)).to(dtype).requires_grad_()
         targets = torch.arange(tokens) * 31 % vocab
@@ -48,7 +51,7 @@ def main() -> None:
             policy_loss(hidden, weight, targets, old, entropy_bonus).backward()
 
         step()
-        best, slices, end = float("inf"), 0, time.perf_counter() + 4 * seconds
+        best, slices, end = float("inf"), 0, time.perf_counter() + 2 * seconds
         while slices < 5 or time.perf_counter() < end:
             start = time.perf_counter()
             step()

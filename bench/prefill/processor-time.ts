@@ -11,6 +11,14 @@ export function random(size: number, seed: number): Float32Array {
   });
 }
 
+/** Seconds until `work` is done, by the clock: for work so short that threads waiting for it would count. */
+export async function wallSeconds(stream: Stream, work: () => void): Promise<number> {
+  const before = performance.now();
+  work();
+  await stream.synchronize();
+  return (performance.now() - before) / 1e3;
+}
+
 /** Processor seconds of `work`, all threads together. */
 export async function processorSeconds(stream: Stream, work: () => void): Promise<number> {
   const before = process.cpuUsage();

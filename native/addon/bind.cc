@@ -133,9 +133,12 @@ bool Reader::Take(const char* name, double handle, Need need, Tensor& tensor) {
     status = {Code::kDisposed, name, "was disposed", {}};
     return false;
   }
-  if (found->device != device_) {
-    status = Invalid(Code::kDevice, name, "is on another device than the call's stream",
-                     NameOf(found->device), NameOf(device_));
+  const bool on_host = host_input != nullptr && std::strcmp(host_input, name) == 0;
+  if (const Device device = on_host ? Device{} : device_; found->device != device) {
+    status = Invalid(Code::kDevice, name,
+                     on_host ? "is read on the host, and is on another device"
+                             : "is on another device than the call's stream",
+                     NameOf(found->device), NameOf(device));
     return false;
   }
   tensor = *found;

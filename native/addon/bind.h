@@ -79,6 +79,7 @@ class Reader {
 
   Status status;
   Unifier unifier;
+  const char* host_input = nullptr;  // a tensor that is on the host, whatever the device
 
  private:
   double Next() { return env_.args[next_++]; }
@@ -267,6 +268,14 @@ constexpr bool OnGpu() {
   return false;
 }
 
+// The tensor that an op reads on the host, whatever the device of the others: its struct says
+// `kHostInput = "name"`. The stream waits for the one that makes it.
+template <class Op>
+constexpr const char* HostInput() {
+  if constexpr (requires { Op::kHostInput; }) return Op::kHostInput;
+  return nullptr;
+}
+
 // The whole call; true when it was enqueued.
 template <class Op>
 bool CallOp(Env& env, napi_env napi, const napi_value* arrays, size_t num_arrays) {
@@ -281,6 +290,7 @@ bool CallOp(Env& env, napi_env napi, const napi_value* arrays, size_t num_arrays
   }
   Op op;
   Reader reader(env, stream->device(), napi, arrays, num_arrays);
+  reader.host_input = HostInput<Op>();
   op.Visit(reader);
   if (!reader.status.ok()) return Fail(env, std::move(reader.status));
   Status status = op.Validate();

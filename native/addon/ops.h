@@ -31,6 +31,7 @@ using Ops = OpList<
     adamw::Forward,
     add::Forward,
     compress_visual_tokens::Forward,
+    compress_visual_tokens::Backward,
     cross_entropy::Forward,
     cross_entropy::Backward,
     cross_entropy_from_hidden::Forward,
@@ -46,6 +47,7 @@ using Ops = OpList<
     linear::Forward,
     linear::Backward,
     sparse_prefill::Merge,
+    sparse_prefill::MergeBackward,
     policy_loss::Forward,
     policy_loss::Backward,
     policy_loss_from_hidden::Forward,
@@ -68,6 +70,7 @@ using Ops = OpList<
     swiglu::Backward,
     varlen_attention::Forward,
     varlen_attention::Backward,
+    cross_entropy_from_hidden::Statistics,
     write_rows::Forward>;
 // clang-format on
 

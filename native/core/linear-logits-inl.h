@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "core/gemm-inl.h"
 #include "core/linear-logits.h"
@@ -29,6 +30,9 @@ inline constexpr int64_t kHiddenStride = kLogitDepth + 16;
 inline constexpr int64_t kLogitRows = 8 * kTileRows;
 inline constexpr int64_t kMaxColumns = 512;    // of a tile: 224 KiB of logits on AVX-512
 inline constexpr int64_t kPanelsPerPiece = 2;  // of packing work
+// Words of a tile of du that is left out when it is small; its rows are kTileRows. A product over
+// fewer would spend its time on loading sums.
+inline constexpr int64_t kFilterWords = 64;
 
 // Columns of the vocabulary that are packed at a time, so that they fit in `bytes`.
 constexpr int64_t ColumnsFor(int64_t bytes, int64_t hidden_size) {
@@ -198,6 +202,7 @@ class Backpropagation {
         Workspace::BytesFor<float>(band_ * TileStride(columns_)) +
         Workspace::BytesFor<float>(weights() ? band_ * padded_ : 0) +
         Workspace::BytesFor<float>(out_.d_hidden != nullptr ? band_ * sum_stride_ : 0));
+    if (out_.skip_below > 0) kept_.resize(static_cast<size_t>(Parts::Tiles(band_) * Blocks()));
     weight_ = memory.Take<float>(columns_ * padded_);
     du_ = memory.Take<float>(band_ * TileStride(columns_));
     hidden_ = memory.Take<float>(weights() ? band_ * padded_ : 0);
@@ -243,6 +248,10 @@ class Backpropagation {
         }
       });
     }
+    // No word at all: a rank may have none of a vocabulary in parts.
+    if (logits_.vocab_size == 0 && out_.d_hidden != nullptr) {
+      std::fill_n(sums_, rows * sum_stride_, 0.0f);
+    }
     for (int64_t first = 0; first < logits_.vocab_size && status.ok(); first += columns_) {
       status = Range(row, rows, first, std::min(columns_, logits_.vocab_size - first));
     }
@@ -274,7 +283,8 @@ class Backpropagation {
       if (size == 0) return;
       float* du = du_ + begin * TileStride(columns_);
       source_.Fill(row + begin, size, first, count, du, TileStride(columns_));
-      if (out_.d_hidden != nullptr) AddHiddenGradients(begin, size, first == 0, count, du);
+      if (out_.skip_below > 0) FilterTiles(begin, size, count, du);
+      if (out_.d_hidden != nullptr) AddKeptHiddenGradients(begin, size, first == 0, count, du);
     });
     if (!status.ok() || (out_.d_weight == nullptr && out_.d_bias == nullptr)) return status;
 
@@ -283,31 +293,103 @@ class Backpropagation {
       if (Cancelled()) return;
       const int64_t begin = words.Begin(part), size = words.Size(part);
       if (size == 0) return;
-      if (weights()) AddWeightGradients(rows, first, begin, size);
+      if (weights()) AddKeptWeightGradients(rows, first, begin, size);
       if (out_.d_bias != nullptr) AddBiasGradients(rows, first, begin, size);
     });
   }
 
-  // sums[begin ..] (+)= du weight.
-  HWY_INLINE void AddHiddenGradients(int64_t begin, int64_t rows, bool first, int64_t count,
-                                     const float* du) const {
+  // Clears the tiles of a part in which no |du| reaches the threshold, and remembers the others.
+  HWY_INLINE void FilterTiles(int64_t begin, int64_t rows, int64_t count, float* du) const {
+    const int64_t stride = TileStride(columns_);
+    for (int64_t r = 0; r < rows; r += kTileRows) {
+      const int64_t height = std::min<int64_t>(kTileRows, rows - r);
+      for (int64_t word = 0; word < count; word += kFilterWords) {
+        const int64_t width = std::min(kFilterWords, count - word);
+        float* tile = du + r * stride + word;
+        bool kept = false;
+        for (int64_t i = 0; i < height && !kept; ++i) {
+          kept = !AllBelow(tile + i * stride, width, out_.skip_below);
+        }
+        kept_[TileAt(begin + r, word)] = kept;
+        if (kept) continue;
+        for (int64_t i = 0; i < height; ++i) std::fill_n(tile + i * stride, width, 0.0f);
+      }
+    }
+  }
+  int64_t Blocks() const { return (columns_ + kFilterWords - 1) / kFilterWords; }
+  // Of the tile with this row of the band and this word of the range.
+  size_t TileAt(int64_t row, int64_t word) const {
+    return static_cast<size_t>(row / kTileRows * Blocks() + word / kFilterWords);
+  }
+  // Every |value| is below `limit`; NaN is not.
+  static HWY_INLINE bool AllBelow(const float* values, int64_t n, float limit) {
+    const Floats d;
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const auto inside = hn::FirstN(d, static_cast<size_t>(std::min(kLanes, n - i)));
+      const Vector size = hn::IfThenElseZero(inside, hn::Abs(hn::LoadU(d, values + i)));
+      if (!hn::AllTrue(d, hn::Lt(size, hn::Set(d, limit)))) return false;
+    }
+    return true;
+  }
+  // Calls run(first, last) for every longest run of steps of [0, size) that kept(step) keeps.
+  template <class Kept, class Run>
+  static HWY_INLINE void ForEachRun(int64_t size, int64_t step, const Kept& kept, const Run& run) {
+    for (int64_t at = 0; at < size;) {
+      int64_t end = at;
+      while (end < size && kept(end)) end += step;
+      if (end > at) run(at, std::min(end, size));
+      at = end + step;
+    }
+  }
+
+  // AddHiddenGradients of the tiles that are left, neighbours at once.
+  HWY_INLINE void AddKeptHiddenGradients(int64_t begin, int64_t rows, bool first, int64_t count,
+                                         const float* du) const {
+    if (out_.skip_below <= 0) return AddHiddenGradients(begin, rows, first, 0, count, du);
+    if (first) std::fill_n(sums_ + begin * sum_stride_, rows * sum_stride_, 0.0f);
+    for (int64_t r = 0; r < rows; r += kTileRows) {
+      const auto kept = [&](int64_t word) { return kept_[TileAt(begin + r, word)] != 0; };
+      ForEachRun(count, kFilterWords, kept, [&](int64_t word, int64_t end) HWY_ATTR {
+        AddHiddenGradients(begin + r, std::min<int64_t>(kTileRows, rows - r), false, word,
+                           end - word, du + r * TileStride(columns_));
+      });
+    }
+  }
+  // AddWeightGradients of the tiles that are left.
+  HWY_INLINE void AddKeptWeightGradients(int64_t rows, int64_t first, int64_t begin,
+                                         int64_t words) const {
+    if (out_.skip_below <= 0) return AddWeightGradients(0, rows, first, begin, words);
+    for (int64_t word = begin; word < begin + words;) {
+      const int64_t end = std::min(begin + words, (word / kFilterWords + 1) * kFilterWords);
+      const auto kept = [&](int64_t row) { return kept_[TileAt(row, word)] != 0; };
+      ForEachRun(rows, kTileRows, kept, [&](int64_t row, int64_t last) HWY_ATTR {
+        AddWeightGradients(row, last, first, word, end - word);
+      });
+      word = end;
+    }
+  }
+
+  // sums[begin ..] (+)= du weight, over `count` words of the range from `word` on.
+  HWY_INLINE void AddHiddenGradients(int64_t begin, int64_t rows, bool first, int64_t word,
+                                     int64_t count, const float* du) const {
     const int64_t size = logits_.hidden_size, stride = TileStride(columns_);
     for (int64_t p = 0; p < NumPanels(size); ++p) {
-      const float* panel = weight_ + p * columns_ * kPanel;
+      const float* panel = weight_ + (p * columns_ + word) * kPanel;
       float* to = sums_ + begin * sum_stride_ + p * kPanel;
       const int64_t columns = std::min(kPanel, size - p * kPanel);
       if (first) {
-        MultiplyPanel<Order::kRows>(rows, count, du, stride, panel, columns,
+        MultiplyPanel<Order::kRows>(rows, count, du + word, stride, panel, columns,
                                     StoreTile{to, sum_stride_});
       } else {
-        MultiplyPanel<Order::kRows>(rows, count, du, stride, panel, columns,
+        MultiplyPanel<Order::kRows>(rows, count, du + word, stride, panel, columns,
                                     AddTile{to, sum_stride_});
       }
     }
   }
 
-  // dWeight[first + begin ..] += du^T hidden, kLogitRows tokens at a time.
-  HWY_INLINE void AddWeightGradients(int64_t rows, int64_t first, int64_t begin,
+  // dWeight[first + begin ..] += du^T hidden over rows [row, end) of the band, kLogitRows at a
+  // time.
+  HWY_INLINE void AddWeightGradients(int64_t row, int64_t end, int64_t first, int64_t begin,
                                      int64_t words) const {
     const int64_t size = logits_.hidden_size, stride = TileStride(columns_);
     float* d_weight = out_.d_weight + (first + begin) * size;
@@ -315,8 +397,8 @@ class Backpropagation {
     for (int64_t p = 0; p < NumPanels(size); ++p) {
       const int64_t columns = std::min(kPanel, size - p * kPanel);
       const bool ragged = columns % kLanes != 0;  // whole vectors would reach into the next row
-      for (int64_t token = 0; token < rows; token += kLogitRows) {
-        const int64_t depth = std::min(kLogitRows, rows - token);
+      for (int64_t token = row; token < end; token += kLogitRows) {
+        const int64_t depth = std::min(kLogitRows, end - token);
         const float* du = du_ + token * stride + begin;
         const float* panel = hidden_ + (p * band_ + token) * kPanel;
         float* to = d_weight + p * kPanel;
@@ -370,6 +452,8 @@ class Backpropagation {
   float* du_ = nullptr;      // [band_][TileStride(columns_)]
   float* hidden_ = nullptr;  // panels of the band's hidden states, [band_][kPanel] each
   float* sums_ = nullptr;    // dHidden of the band, [band_][sum_stride_]
+  // Of tiles of the band and the range at hand, [row tiles][Blocks()]: 0 where du was cleared.
+  mutable std::vector<uint8_t> kept_;
 };
 
 }  // namespace HWY_NAMESPACE

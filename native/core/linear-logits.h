@@ -87,6 +87,9 @@ struct LinearGradients {
   int64_t d_hidden_stride;
   float* d_weight;  // [vocab_size, hidden_size], overwritten
   float* d_bias;    // [vocab_size], overwritten
+  // Tiles of du (a few rows x a few words, the same for any thread count) in which every |du| is
+  // below this count as 0.
+  float skip_below = 0;
 };
 
 // Sets rows of a [rows, columns] tensor to zero, but for those in `counted`, which ascend.

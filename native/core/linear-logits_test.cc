@@ -96,7 +96,7 @@ struct Results {
 };
 
 template <class T>
-Results Run(const Problem<T>& problem) {
+Results Run(const Problem<T>& problem, float skip_below = 0) {
   const LinearLogits logits = problem.Logits();
   const auto n = problem.rows.size();
   Results r{std::vector<double>(n),
@@ -113,10 +113,10 @@ Results Run(const Problem<T>& problem) {
               .ok());
   const LogitGradients gradients{r.lse.data(), problem.dense.data(), Problem<T>::kPerRow,
                                  problem.words.data(), problem.sparse.data()};
-  REQUIRE(
-      ComputeLinearGradients(logits, gradients,
-                             {r.d_hidden.data(), problem.size, r.d_weight.data(), r.d_bias.data()})
-          .ok());
+  REQUIRE(ComputeLinearGradients(
+              logits, gradients,
+              {r.d_hidden.data(), problem.size, r.d_weight.data(), r.d_bias.data(), skip_below})
+              .ok());
   return r;
 }
 
@@ -271,6 +271,62 @@ TEST_CASE("linear-logits: a row has the same bits whatever rows are around it") 
                       together.d_hidden.data() + all.rows[i] * all.size * 4,
                       static_cast<size_t>(all.size) * 4) == 0);
   }
+}
+
+// The first rows that count have gradients around 1e-9, the others around 1.
+Problem<float> HalfSmall(size_t small) {
+  Problem<float> problem(900, 1100, 70);
+  for (size_t i = 0; i < small; ++i) {
+    problem.dense[i] = {1e-9f, 0, 0};
+    problem.sparse[2 * i] = problem.sparse[2 * i + 1] = 1e-9f;
+  }
+  return problem;
+}
+
+TEST_CASE("linear-logits: tiles below the threshold count as 0, the others keep their bits") {
+  OnEveryIsa([] {
+    constexpr size_t kSmall = 350;
+    constexpr float kThreshold = 1e-7f;
+    const Problem<float> problem = HalfSmall(kSmall);
+    const Results exact = Run(problem), filtered = Run(problem, kThreshold);
+    const auto row = [&](const Results& r, size_t i) {
+      const auto* at = reinterpret_cast<const float*>(r.d_hidden.data());
+      return std::vector<float>(at + problem.rows[i] * problem.size,
+                                at + (problem.rows[i] + 1) * problem.size);
+    };
+    // Tiles have at most 16 rows: the first 336 small ones share none with the others.
+    for (size_t i = 0; i < problem.rows.size(); ++i) {
+      INFO("row " << i);
+      const bool dropped = row(filtered, i) == std::vector<float>(70, 0.0f);
+      const bool kept = row(filtered, i) == row(exact, i);
+      CHECK((i < 336 ? dropped : i >= kSmall ? kept : dropped || kept));
+    }
+    // At most |du| |h| of the tokens that were left out, and what summing the others rounds.
+    double difference = 0, largest = 0;
+    for (size_t i = 0; i < exact.d_weight.size(); ++i) {
+      largest = std::max(largest, std::abs(double{exact.d_weight[i]}));
+      difference = std::max(difference, std::abs(double{exact.d_weight[i]} - filtered.d_weight[i]));
+    }
+    CHECK(difference > 0);
+    CHECK(difference <= kSmall * kThreshold * 2 + 1e-6 * largest);
+    CHECK((Run(problem, 1e-30f) == exact));
+  });
+}
+
+TEST_CASE("linear-logits: a threshold gives the same bits on 1, 2 and 7 threads, and keeps NaN") {
+  const int before = NumThreads();
+  Problem<float> problem = HalfSmall(350);
+  SetNumThreads(1);
+  const Results alone = Run(problem, 1e-7f);
+  for (int threads : {2, 7}) {
+    SetNumThreads(threads);
+    CHECK((Run(problem, 1e-7f) == alone));
+  }
+  SetNumThreads(before);
+  problem.dense[3].scale = std::nanf("");
+  const Results broken = Run(problem, 1e-7f);
+  CHECK(std::isnan(
+      reinterpret_cast<const float*>(broken.d_hidden.data())[problem.rows[3] * problem.size]));
 }
 
 TEST_CASE("linear-logits: impossible words and logits of any size give the exact distribution") {

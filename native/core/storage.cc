@@ -1,8 +1,11 @@
 #include "core/storage.h"
 
 #include <cstdlib>
+#include <mutex>
 #include <new>
+#include <unordered_map>
 
+#include "core/companion.h"
 #include "core/memory.h"
 
 namespace varlen {
@@ -29,7 +32,38 @@ const Failure& OutOfMemoryFailure() {
   return *failure;
 }
 
+// Few storages have one, so they are not a field of it. Never destroyed, as above.
+struct Companions {
+  std::mutex mutex;
+  std::unordered_map<const Storage*, std::shared_ptr<void>> of;
+  std::atomic<size_t> count{0};
+
+  static Companions& Get() {
+    static auto* companions = new Companions;
+    return *companions;
+  }
+  void Drop(const Storage* storage) {
+    if (count.load(std::memory_order_acquire) == 0) return;
+    std::shared_ptr<void> dropped;  // goes after the lock: it may hold storages itself
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = of.find(storage);
+    if (found == of.end()) return;
+    dropped = std::move(found->second);
+    of.erase(found);
+    count.store(of.size(), std::memory_order_release);
+  }
+};
+
 }  // namespace
+
+std::shared_ptr<void> CompanionOf(const Storage& storage, std::shared_ptr<void> (*make)()) {
+  Companions& companions = Companions::Get();
+  const std::lock_guard<std::mutex> lock(companions.mutex);
+  std::shared_ptr<void>& companion = companions.of[&storage];
+  if (companion == nullptr) companion = make();
+  companions.count.store(companions.of.size(), std::memory_order_release);
+  return companion;
+}
 
 void Storage::Fail(const Failure& failure) noexcept {
   const Failure* kept = &OutOfMemoryFailure();
@@ -45,6 +79,7 @@ void Storage::Fail(const Failure& failure) noexcept {
 }
 
 void Storage::DeleteFailure() {
+  Companions::Get().Drop(this);
   const Failure* failure = failure_.load(std::memory_order_relaxed);
   if (failure != &OutOfMemoryFailure()) delete failure;
 }

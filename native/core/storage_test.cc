@@ -3,10 +3,12 @@
 #include <doctest/doctest.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "core/companion.h"
 #include "core/memory.h"
 #include "core/tensor.h"
 
@@ -147,4 +149,20 @@ TEST_CASE("a tensor knows its size, its strides and whether it is contiguous") {
   CHECK(scalar.contiguous());
   CHECK(Tensor::Empty(DType::kF64, {0, 5}).size() == 0);
   CHECK_FALSE(static_cast<bool>(Tensor()));
+}
+
+TEST_CASE("a companion is found with its storage again, and goes when the storage goes") {
+  static int alive = 0;
+  struct Kept {
+    Kept() { ++alive; }
+    ~Kept() { --alive; }
+  };
+  const auto make = []() -> std::shared_ptr<void> { return std::make_shared<Kept>(); };
+  {
+    const StorageRef a(Storage::New(8)), b(Storage::New(8));
+    CHECK(CompanionOf(*a.get(), make) == CompanionOf(*a.get(), make));
+    CHECK(CompanionOf(*a.get(), make) != CompanionOf(*b.get(), make));
+    CHECK(alive == 2);
+  }
+  CHECK(alive == 0);
 }

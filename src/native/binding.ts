@@ -37,6 +37,7 @@ export type NativeOp =
   | 'adamw'
   | 'add'
   | 'compressVisualTokens'
+  | 'compressVisualTokensBackward'
   | 'crossEntropy'
   | 'crossEntropyBackward'
   | 'crossEntropyFromHidden'
@@ -52,6 +53,7 @@ export type NativeOp =
   | 'linear'
   | 'linearBackward'
   | 'mergeAttentionStates'
+  | 'mergeAttentionStatesBackward'
   | 'policyLoss'
   | 'policyLossBackward'
   | 'policyLossFromHidden'
@@ -74,6 +76,7 @@ export type NativeOp =
   | 'swigluBackward'
   | 'varlenAttention'
   | 'varlenAttentionBackward'
+  | 'vocabularyStatistics'
   | 'writeRows';
 
 type Kind = 'tensor' | 'tensors' | 'ints' | 'floats' | 'integer' | 'number' | 'flag' | 'output';

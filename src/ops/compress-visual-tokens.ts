@@ -1,6 +1,6 @@
-import { checkInteger, describe, readOptions, wrongType } from '../check.js';
+import { checkInteger, describe, isArrayOf, readOptions, wrongType } from '../check.js';
 import { argumentError } from '../errors.js';
-import { checkTensor } from '../tensor/arguments.js';
+import { checkTensor, recordCall } from '../tensor/arguments.js';
 import { run } from '../tensor/run.js';
 import type { Stream } from '../tensor/stream.js';
 import { refuseTracked } from '../tensor/tape.js';
@@ -60,6 +60,7 @@ export interface CompressedTokens extends Disposable {
 }
 
 const OP = 'compressVisualTokens';
+const OP_BACKWARD = 'compressVisualTokensBackward';
 const SHARED = [
   'mode',
   'imageOffsets',
@@ -97,8 +98,10 @@ type Bounds = (tokens: number) => readonly [min: number, max: number];
 function readBounds(given: CompressVisualTokensOptions): Bounds {
   if (given.mode === 'threshold') {
     const { keepRatio = [0, 1] as const } = given;
-    const [min, max] = keepRatio;
-    if (!(min >= 0 && max <= 1 && max > 0 && min <= max)) {
+    if (!Array.isArray(keepRatio)) throw wrongType(OP, 'keepRatio', keepRatio, '[min, max]');
+    const [min, max] = keepRatio as readonly [number, number];
+    const numbers = typeof min === 'number' && typeof max === 'number';
+    if (!(numbers && min >= 0 && max <= 1 && max > 0 && min <= max)) {
       outOfRange('keepRatio', keepRatio, '[min, max] inside 0..1');
     }
     return (tokens) => [Math.round(min * tokens), Math.round(max * tokens)];
@@ -153,12 +156,16 @@ function readTargets(
  * the tokens they were (`keepIdx`): never number them anew. Rules: native/ops/compress-visual-tokens.
  *
  * `'bipartite'` gives as many rows as were asked for. `'threshold'` finds out: rows from the last entry of the
- * result's `imageOffsets` on are zero, to be cut off with `slice` once it was read. There is no backward pass.
+ * result's `imageOffsets` on are zero, to be cut off with `slice` once it was read.
+ *
+ * The call is recorded for tracked features: which tokens merge is a constant to backward, and a token's gradient
+ * is its row's times its weight in the row's mean. `metric` only chooses, and gets no gradient.
  *
  * @param features `[numTokens, hidden]`, float32, float16 or bfloat16
  * @throws `ERR_VARLEN_RANGE` for a ratio, threshold or number of tokens outside its limits, or below the number of
  *   protected tokens; `ERR_VARLEN_CU_SEQLENS`, `ERR_VARLEN_SHAPE`, `ERR_VARLEN_DTYPE`, `ERR_VARLEN_OPTION`,
- *   `ERR_VARLEN_TYPE`, `ERR_VARLEN_MISSING_INPUT`, `ERR_VARLEN_INCOMPATIBLE`, `ERR_VARLEN_NO_BACKWARD`
+ *   `ERR_VARLEN_TYPE`, `ERR_VARLEN_MISSING_INPUT`, `ERR_VARLEN_INCOMPATIBLE`; `ERR_VARLEN_NO_BACKWARD` for a `metric`
+ *   that requires a gradient
  *
  * @example
  * ```ts
@@ -178,20 +185,20 @@ export function compressVisualTokens(
   const given = readOptions<CompressVisualTokensOptions>(OP, options, [...SHARED, ...own] as never);
   oneOf('mode', mode, ['bipartite', 'threshold']);
   const { imageOffsets, metric, minTokens = 1, action = 'merge', frameTokens = 0, stream } = given;
-  if (!(imageOffsets instanceof Int32Array))
+  if (!isArrayOf(Int32Array, imageOffsets))
     throw wrongType(OP, 'imageOffsets', imageOffsets, 'an Int32Array');
-  if (given.protected !== undefined && !(given.protected instanceof Uint8Array)) {
+  if (given.protected !== undefined && !isArrayOf(Uint8Array, given.protected)) {
     throw wrongType(OP, 'protected', given.protected, 'a Uint8Array');
   }
   if (metric !== undefined) checkTensor(OP, 'metric', metric);
-  refuseTracked(OP, [features, metric]);
+  refuseTracked(OP, [metric]);
   checkInteger(OP, 'minTokens', minTokens, 0);
   checkInteger(OP, 'frameTokens', frameTokens, 0);
   oneOf('action', action, ['merge', 'prune']);
   const weighting = (given.mode === 'bipartite' ? given.weighting : undefined) ?? 'size';
   oneOf('weighting', weighting, ['size', 'uniform']);
   const threshold = given.mode === 'threshold' ? (given.threshold ?? 0.95) : -1;
-  if (mode === 'threshold' && !(threshold >= 0 && threshold <= 1)) {
+  if (mode === 'threshold' && !(typeof threshold === 'number' && threshold >= 0 && threshold <= 1)) {
     outOfRange('threshold', threshold, '0..1');
   }
   const { targets, minimums } = readTargets(given, readBounds(given), minTokens);
@@ -214,7 +221,12 @@ export function compressVisualTokens(
     out,
   };
   try {
-    const [, keepIdx, assign, size, cell, offsets] = run(OP, values, features.device, stream);
+    const [, keepIdx, assign, size, cell, offsets, weight] = run(OP, values, features.device, stream);
+    recordCall(OP, [features], [out], [assign!, weight!], ([dOut], [rows, weights]) => {
+      const on = stream === undefined || stream.disposed ? undefined : stream;
+      return run(OP_BACKWARD, { dOut, assign: rows, weight: weights }, rows.device, on);
+    });
+    weight!.dispose();
     const tensors = {
       features: out,
       keepIdx: keepIdx!,

@@ -2,12 +2,14 @@ import { readOptions } from '../check.js';
 import { checkTensor, keptArray, recordCall } from '../tensor/arguments.js';
 import { run } from '../tensor/run.js';
 import { Tensor } from '../tensor/tensor.js';
+import { type NativeShard, UNSPLIT } from './cross-entropy-from-hidden-shards.js';
 import {
   CROSS_ENTROPY_KEYS,
   CROSS_ENTROPY_OUTPUTS,
   type CrossEntropyOptions,
   type CrossEntropyResult,
   crossEntropyResult,
+  type NativeCrossEntropyOptions,
   nativeCrossEntropyOptions,
 } from './cross-entropy-options.js';
 
@@ -18,7 +20,10 @@ export interface CrossEntropyFromHiddenOptions extends CrossEntropyOptions {
 }
 
 const OP = 'crossEntropyFromHidden';
-const KEYS = [...CROSS_ENTROPY_KEYS, 'bias'] as const;
+export const CROSS_ENTROPY_FROM_HIDDEN_KEYS: readonly (keyof CrossEntropyFromHiddenOptions)[] = [
+  ...CROSS_ENTROPY_KEYS,
+  'bias',
+];
 
 /**
  * `crossEntropy` of the logits `hidden weight^T + bias`, which never exist: they are computed a tile at a
@@ -48,11 +53,22 @@ export function crossEntropyFromHidden(
 ): CrossEntropyResult {
   checkTensor(OP, 'hidden', hidden);
   checkTensor(OP, 'weight', weight);
-  const given = readOptions<CrossEntropyFromHiddenOptions>(OP, options, KEYS);
+  const given = readOptions<CrossEntropyFromHiddenOptions>(OP, options, CROSS_ENTROPY_FROM_HIDDEN_KEYS);
+  if (given.bias !== undefined) checkTensor(OP, 'bias', given.bias);
+  return crossEntropyOfShard(hidden, weight, targetIds, given, nativeCrossEntropyOptions(OP, given), UNSPLIT);
+}
+
+/** The loss of the words that this rank has, whose statistics are those of all ranks. */
+export function crossEntropyOfShard(
+  hidden: Tensor,
+  weight: Tensor,
+  targetIds: Int32Array | Tensor,
+  given: CrossEntropyFromHiddenOptions,
+  native: NativeCrossEntropyOptions,
+  shard: NativeShard,
+): CrossEntropyResult {
   const { bias } = given;
-  if (bias !== undefined) checkTensor(OP, 'bias', bias);
-  const native = nativeCrossEntropyOptions(OP, given);
-  const values = { hidden, weight, bias, targetIds, ...native, ...CROSS_ENTROPY_OUTPUTS };
+  const values = { hidden, weight, bias, targetIds, ...native, ...shard, ...CROSS_ENTROPY_OUTPUTS };
   const made = run(OP, values, hidden.device, given.stream) as Tensor[];
   const [, , , entropies, lse] = made;
   const ids = keptArray(targetIds);
@@ -76,6 +92,7 @@ export function crossEntropyFromHidden(
     const [h, w, b, y, lossMask, weights, sums, ownEntropies] = saved;
     const backward = {
       ...native,
+      ...shard,
       ...wanted,
       dLoss,
       dPerToken,

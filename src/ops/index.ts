@@ -8,6 +8,11 @@ export {
 } from './compress-visual-tokens.js';
 export { crossEntropy } from './cross-entropy.js';
 export { type CrossEntropyFromHiddenOptions, crossEntropyFromHidden } from './cross-entropy-from-hidden.js';
+export {
+  type CrossEntropyAcrossResult,
+  crossEntropyFromHiddenAcross,
+} from './cross-entropy-from-hidden-across.js';
+export type { VocabularyAllReduce, VocabularyShard } from './cross-entropy-from-hidden-shards.js';
 export type { CrossEntropyOptions, CrossEntropyResult } from './cross-entropy-options.js';
 export { type EmbeddingOptions, embedding } from './embedding.js';
 export {
@@ -52,6 +57,7 @@ export {
   type PolicyLossFromHiddenResult,
   policyLossFromHidden,
 } from './policy-loss-from-hidden.js';
+export { type PolicyLossAcrossResult, policyLossFromHiddenAcross } from './policy-loss-from-hidden-across.js';
 export {
   type LogitsBatch,
   type PolicyLossFromLogitsBackwardOptions,

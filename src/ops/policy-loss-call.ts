@@ -2,7 +2,7 @@ import { wrongType } from '../check.js';
 import { argumentError, varlenError } from '../errors.js';
 import type { Stream } from '../tensor/stream.js';
 import { Tensor } from '../tensor/tensor.js';
-import { type NativeLossConfig, type PolicyLossConfig, readPolicyLossConfig } from './policy-loss-config.js';
+import { NativeLossConfig, type PolicyLossConfig, readPolicyLossConfig } from './policy-loss-config.js';
 import {
   type GroupStats,
   type PolicyLossStats,
@@ -87,6 +87,7 @@ export const SPELLING: Readonly<Record<string, string>> = {
 };
 
 const PER = { sequence: 1, token: 2 };
+const PER_WORDS = Object.keys(PER);
 const SUPPORT = ['full', 'truncated'];
 
 function checkWord(op: string, argument: string, value: unknown, words: readonly string[]): void {
@@ -127,49 +128,95 @@ function checkPlan(op: string, plan: SequenceScales): void {
   }
 }
 
-/** Arguments of the native ops that come from batch, plan and configuration, by their native names. */
+/**
+ * Arguments of the ops of this loss by their native names. All are there from the start, also those that one
+ * of the ops alone has: an object that grows by a dozen keys becomes a dictionary, and a call reads fifty.
+ */
+export class LossArguments extends NativeLossConfig {
+  cuSeqlens: unknown = undefined;
+  oldLogprobs: unknown = undefined;
+  refLogprobs: unknown = undefined;
+  rolloutLogprobs: unknown = undefined;
+  keptLogMass: unknown = undefined;
+  lossMask: unknown = undefined;
+  klMask: unknown = undefined;
+  advantages: unknown = undefined;
+  advantagesPer = 0;
+  tokenWeights: unknown = undefined;
+  seqScale: unknown = undefined;
+  entropyScale: unknown = undefined;
+  hashLow = 0;
+  hashHigh = 0;
+  perToken = false;
+  perSequence = false;
+  loss: unknown = undefined;
+  dLogprobs: unknown = undefined;
+  perTokenLoss: unknown = undefined;
+  sums: unknown = undefined;
+  sequenceLosses: unknown = undefined;
+  sequenceTokens: unknown = undefined;
+
+  // Inputs of one op, outputs of another.
+  logprobs: unknown = undefined;
+  entropies: unknown = undefined;
+
+  // From logits and from hidden states.
+  logits: unknown = undefined;
+  hidden: unknown = undefined;
+  weight: unknown = undefined;
+  bias: unknown = undefined;
+  targetIds: unknown = undefined;
+  temperature = 1;
+  softcap = 0;
+  wantEntropies = false;
+  wantSquares = false;
+  wantSumSquares = false;
+  firstWord = 0;
+  totalWords = 0;
+  statistics: unknown = undefined;
+  lse: unknown = undefined;
+  dEntropies: unknown = undefined;
+  sumSquares: unknown = undefined;
+}
+
+/** Arguments of the native ops that come from batch, plan and configuration. */
 export function lossArguments(
   op: string,
   batch: Omit<ResponseBatch, 'logprobs'>,
   plan: SequenceScales,
   config: PolicyLossConfig,
   options: PolicyLossOptions,
-): NativeLossConfig & { readonly [name: string]: unknown } {
-  const native = readPolicyLossConfig(op, config);
+): LossArguments {
+  const native = readPolicyLossConfig(op, config, new LossArguments());
   checkPlan(op, plan);
   checkSupport(op, batch, native.correction);
   const { advantagesPer, entropyScale = plan.entropyScale } = batch;
-  if (advantagesPer !== undefined) checkWord(op, 'advantagesPer', advantagesPer, Object.keys(PER));
+  if (advantagesPer !== undefined) checkWord(op, 'advantagesPer', advantagesPer, PER_WORDS);
   if (typeof entropyScale === 'number' && !(entropyScale >= 0 && entropyScale < Infinity)) {
     const problem = `is out of range; got ${entropyScale}, expected a finite number >= 0`;
     throw argumentError('ERR_VARLEN_RANGE', op, 'entropyScale', problem);
   }
   const { perTokenLoss = false, sequenceLosses = false, groups, out } = options;
-  return {
-    ...native,
-    cuSeqlens: batch.cuSeqlens,
-    oldLogprobs: batch.oldLogprobs,
-    refLogprobs: batch.refLogprobs,
-    rolloutLogprobs: batch.rolloutLogprobs,
-    keptLogMass: batch.keptLogMass,
-    lossMask: batch.lossMask,
-    klMask: batch.klMask,
-    advantages: batch.advantages,
-    advantagesPer: advantagesPer === undefined ? 0 : PER[advantagesPer],
-    tokenWeights: batch.tokenWeights,
-    seqScale: plan.seqScale,
-    entropyScale,
-    hashLow: Number.parseInt(plan.lengthHash.slice(0, 8), 16),
-    hashHigh: Number.parseInt(plan.lengthHash.slice(8), 16),
-    perToken: perTokenLoss,
-    perSequence: sequenceLosses || groups !== undefined,
-    loss: out?.loss,
-    dLogprobs: out?.dLogprobs,
-    perTokenLoss: out?.perTokenLoss,
-    sums: undefined,
-    sequenceLosses: undefined,
-    sequenceTokens: undefined,
-  };
+  native.cuSeqlens = batch.cuSeqlens;
+  native.oldLogprobs = batch.oldLogprobs;
+  native.refLogprobs = batch.refLogprobs;
+  native.rolloutLogprobs = batch.rolloutLogprobs;
+  native.keptLogMass = batch.keptLogMass;
+  native.lossMask = batch.lossMask;
+  native.klMask = batch.klMask;
+  native.advantages = batch.advantages;
+  if (advantagesPer !== undefined) native.advantagesPer = PER[advantagesPer];
+  native.tokenWeights = batch.tokenWeights;
+  native.seqScale = plan.seqScale;
+  native.entropyScale = entropyScale;
+  native.hashLow = Number.parseInt(plan.lengthHash.slice(0, 8), 16);
+  native.hashHigh = Number.parseInt(plan.lengthHash.slice(8), 16);
+  native.perToken = perTokenLoss;
+  native.perSequence = sequenceLosses || groups !== undefined;
+  native.loss = out?.loss;
+  native.dLogprobs = out?.dLogprobs;
+  native.perTokenLoss = out?.perTokenLoss;
+  return native;
 }
 
 /** Refuses caller's outputs where the tape would keep them. */

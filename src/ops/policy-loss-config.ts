@@ -195,33 +195,36 @@ const CORRECTIONS = [
 const MISSING = ['neutral', 'error'] as const;
 const NON_FINITE = ['throw', 'drop', 'propagate'] as const;
 
-/** The configuration as the native side reads it, defaults filled in (`Config` of native/core/loss/config.h). */
-export interface NativeLossConfig {
-  ratioLevel: number;
-  logClamp: number;
-  onPolicy: boolean;
-  clipKind: number;
+/**
+ * The configuration as the native side reads it, defaults filled in (`Config` of native/core/loss/config.h).
+ * A class, so that the ops' further arguments can join the same object (`LossArguments`).
+ */
+export class NativeLossConfig {
+  ratioLevel = 0;
+  logClamp = 20;
+  onPolicy = false;
+  clipKind = 0;
   /** The rule's numbers in the order of its type. */
-  clip0: number;
-  clip1: number;
-  clip2: number;
-  clip3: number;
+  clip0 = 0;
+  clip1 = 0;
+  clip2 = 0;
+  clip3 = 0;
   /** 0: no KL term, else 1 + index in the list. */
-  klKind: number;
-  klCoef: number;
-  klInputClamp: number;
-  klOutputClamp: number;
-  klImportance: number;
-  entropyCoef: number;
+  klKind = 0;
+  klCoef = 0;
+  klInputClamp = 20;
+  klOutputClamp: number = Infinity;
+  klImportance = 0;
+  entropyCoef = 0;
   /** 0: none, else 1 + index in the list. */
-  correction: number;
-  correctionLow: number;
-  correctionHigh: number;
+  correction = 0;
+  correctionLow = 0;
+  correctionHigh = 0;
   /** 0: do not divide, -1: by this call's mean, else by this number. */
-  correctionMean: number;
-  correctionMissing: number;
-  nonFinite: number;
-  allowPositive: boolean;
+  correctionMean = 0;
+  correctionMissing = 0;
+  nonFinite = 0;
+  allowPositive = false;
 }
 
 function rangeError(op: string, path: string, value: number, expected: string): Error {
@@ -453,36 +456,17 @@ function readCorrection(op: string, correction: RolloutCorrection, native: Nativ
 const CONFIG_KEYS = ['ratio', 'clip', 'kl', 'entropy', 'rolloutCorrection', 'nonFinite', 'allowPositive'];
 
 /**
- * Checks a configuration and turns it into numbers. Messages name the path: `clip.clipLow`.
+ * Checks a configuration and turns it into numbers, those of `native`. Messages name the path: `clip.clipLow`.
  *
  * @throws `ERR_VARLEN_TYPE`, `ERR_VARLEN_OPTION`, `ERR_VARLEN_RANGE`, `ERR_VARLEN_INCOMPATIBLE`
  */
-export function readPolicyLossConfig(op: string, config: UncheckedLossConfig): NativeLossConfig {
+export function readPolicyLossConfig<Native extends NativeLossConfig = NativeLossConfig>(
+  op: string,
+  config: UncheckedLossConfig,
+  native: Native = new NativeLossConfig() as Native,
+): Native {
   checkObject(op, 'config', config);
   checkKeys(op, '', config, CONFIG_KEYS);
-  const native: NativeLossConfig = {
-    ratioLevel: 0,
-    logClamp: 20,
-    onPolicy: false,
-    clipKind: 0,
-    clip0: 0,
-    clip1: 0,
-    clip2: 0,
-    clip3: 0,
-    klKind: 0,
-    klCoef: 0,
-    klInputClamp: 20,
-    klOutputClamp: Infinity,
-    klImportance: 0,
-    entropyCoef: 0,
-    correction: 0,
-    correctionLow: 0,
-    correctionHigh: 0,
-    correctionMean: 0,
-    correctionMissing: 0,
-    nonFinite: 0,
-    allowPositive: false,
-  };
   readRatio(op, config.ratio, native);
   readClip(op, config.clip, native);
   checkLevel(op, config.ratio.level, config.clip.kind);

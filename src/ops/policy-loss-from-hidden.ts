@@ -1,8 +1,10 @@
-import { checkBoolean, readOptions } from '../check.js';
+import { checkBoolean, readOptions, wrongType } from '../check.js';
+import { argumentError } from '../errors.js';
 import { checkTensor, keptArray, recordCall } from '../tensor/arguments.js';
 import { run } from '../tensor/run.js';
 import { isTracked } from '../tensor/tape.js';
 import { Tensor } from '../tensor/tensor.js';
+import { type NativeShard, UNSPLIT } from './cross-entropy-from-hidden-shards.js';
 import {
   BATCH_KEYS,
   checkBatch,
@@ -42,6 +44,13 @@ export interface PolicyLossFromHiddenOptions extends PolicyLossOptions {
   weightGrad?: boolean;
   /** Return the sum of squared probabilities of every row. Default false. */
   sumSquares?: boolean;
+  /**
+   * Leaves out of the gradient what is too small to matter: tiles of a few rows x 64 words in which
+   * no derivative by a logit reaches this share of the largest one by a log-probability (published: `2 ** -12`).
+   * Most words of a trained model are such, and so is up to half of the work. What a tile holds depends on
+   * the rows around it, so gradients then depend on the pack. 0 is off, the default; CPU only.
+   */
+  tileFilter?: number;
 }
 
 /** Result of {@link policyLossFromHidden}; disposing it disposes its tensors. */
@@ -55,19 +64,20 @@ export interface PolicyLossFromHiddenResult extends PolicyLossOutputs {
 }
 
 const OP = 'policyLossFromHidden';
-const BATCH: readonly (keyof HiddenBatch)[] = [
+export const HIDDEN_BATCH_KEYS: readonly (keyof HiddenBatch)[] = [
   'hidden',
   'weight',
   'bias',
   'targetIds',
   ...(BATCH_KEYS as (keyof HiddenBatch)[]),
 ];
-const OPTIONS: readonly (keyof PolicyLossFromHiddenOptions)[] = [
+export const HIDDEN_OPTION_NAMES: readonly (keyof PolicyLossFromHiddenOptions)[] = [
   ...OPTION_NAMES,
   'temperature',
   'softcap',
   'weightGrad',
   'sumSquares',
+  'tileFilter',
 ];
 
 /**
@@ -100,30 +110,51 @@ export function policyLossFromHidden(
   options?: PolicyLossFromHiddenOptions,
 ): PolicyLossFromHiddenResult {
   checkBatch(OP, batch);
-  const read = readOptions<HiddenBatch>(OP, batch, BATCH);
-  const given = readOptions<PolicyLossFromHiddenOptions>(OP, options, OPTIONS);
-  const { hidden, weight, bias, targetIds, lossMask } = read;
-  checkTensor(OP, 'hidden', hidden);
-  checkTensor(OP, 'weight', weight);
-  if (bias !== undefined) checkTensor(OP, 'bias', bias);
-  const { temperature = 1, softcap = 0, weightGrad = true, sumSquares = false, out } = given;
-  checkBoolean(OP, 'weightGrad', weightGrad);
+  const read = readOptions<HiddenBatch>(OP, batch, HIDDEN_BATCH_KEYS);
+  const given = readOptions<PolicyLossFromHiddenOptions>(OP, options, HIDDEN_OPTION_NAMES);
+  checkHead(OP, read, given);
+  return policyLossOfShard(read, plan, config, given, UNSPLIT);
+}
+
+/** Refuses what is no head, and options of the head that are out of range. */
+export function checkHead(op: string, batch: HiddenBatch, options: PolicyLossFromHiddenOptions): void {
+  const { hidden, weight, bias } = batch;
+  checkTensor(op, 'hidden', hidden);
+  checkTensor(op, 'weight', weight);
+  if (bias !== undefined) checkTensor(op, 'bias', bias);
+  const { weightGrad = true, tileFilter = 0 } = options;
+  checkBoolean(op, 'weightGrad', weightGrad);
+  if (typeof tileFilter !== 'number') throw wrongType(op, 'tileFilter', tileFilter, 'a number');
+  if (!(tileFilter >= 0 && tileFilter < 1)) {
+    const problem = `is out of range; got ${tileFilter}, expected a number >= 0 (0 turns it off) and below 1`;
+    throw argumentError('ERR_VARLEN_RANGE', op, 'tileFilter', problem);
+  }
+  if (tileFilter === 0 || hidden.device.kind !== 'cuda') return;
+  const problem = `has no CUDA kernel; got ${tileFilter} for tensors on ${hidden.device}, expected 0 or the CPU`;
+  throw argumentError('ERR_VARLEN_UNSUPPORTED', op, 'tileFilter', problem);
+}
+
+/** The loss of the words that this rank has, whose statistics are those of all ranks. */
+export function policyLossOfShard(
+  batch: HiddenBatch,
+  plan: SequenceScales,
+  config: PolicyLossConfig,
+  given: PolicyLossFromHiddenOptions,
+  shard: NativeShard,
+): PolicyLossFromHiddenResult {
+  const { hidden, weight, bias, targetIds, lossMask } = batch;
+  const { temperature = 1, softcap = 0, weightGrad = true, sumSquares = false, tileFilter = 0, out } = given;
   const trained = weightGrad ? weight : undefined;
   checkOut(OP, out, isTracked([hidden, trained, bias]));
-  const values = Object.assign(lossArguments(OP, read, plan, config, given), {
-    hidden,
-    weight,
-    bias,
-    targetIds,
-    temperature,
-    softcap,
-    wantSumSquares: sumSquares,
-    logprobs: undefined,
-    entropies: undefined,
-    lse: undefined,
-    dEntropies: undefined,
-    sumSquares: undefined,
-  });
+  const values = lossArguments(OP, batch, plan, config, given);
+  values.hidden = hidden;
+  values.weight = weight;
+  values.bias = bias;
+  values.targetIds = targetIds;
+  values.temperature = temperature;
+  values.softcap = softcap;
+  values.wantSumSquares = sumSquares;
+  Object.assign(values, shard);
   checkGroups(OP, given.groups, plan.seqScale.length);
   const made = run(OP, values, hidden.device, given.stream, SPELLING);
   const loss = made[0] ?? out!.loss!;
@@ -167,6 +198,8 @@ export function policyLossFromHidden(
       targetIds: y ?? ids,
       temperature,
       softcap,
+      ...shard,
+      tileFilter,
       lossMask: mask,
       dLogprobs: byLogprob,
       dEntropies: byEntropy,

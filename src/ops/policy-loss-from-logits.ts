@@ -109,19 +109,12 @@ export function policyLossFromLogits(
   const { temperature = 1, stream, out } = chosen;
   const values = lossArguments(OP, given, plan, config, chosen);
   checkGroups(OP, chosen.groups, plan.seqScale.length);
-  const named = Object.assign(values, {
-    logits,
-    targetIds,
-    temperature,
-    wantEntropies: chosen.entropies ?? false,
-    wantSquares: chosen.sumSquares ?? false,
-    logprobs: undefined,
-    lse: undefined,
-    entropies: undefined,
-    dEntropies: undefined,
-    sumSquares: undefined,
-  });
-  const made = run(OP, named, logits.device, stream, SPELLING);
+  values.logits = logits;
+  values.targetIds = targetIds;
+  values.temperature = temperature;
+  values.wantEntropies = chosen.entropies ?? false;
+  values.wantSquares = chosen.sumSquares ?? false;
+  const made = run(OP, values, logits.device, stream, SPELLING);
   const loss = made[0] ?? out!.loss!;
   const dLogprobs = made[1] ?? out!.dLogprobs!;
   const sums = made[2]!;

@@ -78,8 +78,9 @@ export function policyLoss(
   checkOut(OP, chosen.out, isTracked([logprobs]));
   const values = lossArguments(OP, given, plan, config, chosen);
   checkGroups(OP, chosen.groups, plan.seqScale.length);
-  const named = Object.assign(values, { logprobs, entropies });
-  const made = run(OP, named, logprobs.device, chosen.stream, SPELLING);
+  values.logprobs = logprobs;
+  values.entropies = entropies;
+  const made = run(OP, values, logprobs.device, chosen.stream, SPELLING);
   const loss = made[0] ?? chosen.out!.loss!;
   const dLogprobs = made[1] ?? chosen.out!.dLogprobs!;
   const sums = made[2]!;

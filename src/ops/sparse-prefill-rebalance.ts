@@ -1,4 +1,4 @@
-import { describe, readOptions, wrongType } from '../check.js';
+import { describe, isArrayOf, readOptions, wrongType } from '../check.js';
 import { argumentError } from '../errors.js';
 import { checkTensor } from '../tensor/arguments.js';
 import { run } from '../tensor/run.js';
@@ -30,11 +30,14 @@ export interface RebalancedState extends AttentionState, Disposable {
 }
 
 const OP = 'rebalanceAttention';
+/** kMaxSegments of native/ops/sparse-prefill/sparse-prefill.h. */
+const MAX_SEGMENTS = 255;
 
 /** Weights of all segments, and how many there are. */
 function readShares(shares: RebalanceOptions['shares'], segments: Int32Array): Float32Array {
-  const count = segments.reduce((most, g) => Math.max(most, g + 1), 1);
-  if (shares instanceof Float32Array) return shares;
+  const named = segments.reduce((most, g) => Math.max(most, g + 1), 1);
+  const count = Math.min(named, MAX_SEGMENTS + 1); // more are refused natively, and need no memory before
+  if (isArrayOf(Float32Array, shares)) return shares;
   if (shares === 'uniform') return new Float32Array(count).fill(1);
   if (shares !== 'size') {
     throw argumentError(
@@ -86,7 +89,7 @@ export function rebalanceAttention(
   checkTensor(OP, 'v', v);
   const given = readOptions(OP, options, ['segments', 'shares', 'strength', 'maxBias', 'stream']);
   const { segments, shares = 'uniform', strength = 0.5, maxBias = 4, stream } = given;
-  if (!(segments instanceof Int32Array)) throw wrongType(OP, 'segments', segments, 'an Int32Array');
+  if (!isArrayOf(Int32Array, segments)) throw wrongType(OP, 'segments', segments, 'an Int32Array');
   checkPlan(OP, plan, q, k);
   const { words, cuSeqlensQ, cuSeqlensK, softmaxScale, softcap } = plan;
   const weights = readShares(shares, segments);

@@ -11,8 +11,10 @@ import { varlenAttention } from './varlen-attention.js';
 
 /** What a run needs of a plan; `planPrefill` of `varlen/prefill` makes one. */
 export interface RunnablePlan {
-  /** The plan's words, `[planWords]` int32, on the device of q. */
+  /** The plan's words, `[planWords]` int32, in host memory. A GPU keeps what it makes of them. */
   readonly words: Tensor;
+  /** Of q, k and v. */
+  readonly device: Device;
   /** Prefix sums of the lengths, `[numSeqs + 1]`. */
   readonly cuSeqlensQ: Int32Array;
   readonly cuSeqlensK: Int32Array;
@@ -91,6 +93,7 @@ export interface MergeOptions {
 const OP = 'sparsePrefill';
 const OP_BACKWARD = 'sparsePrefillBackward';
 const OP_MERGE = 'mergeAttentionStates';
+const OP_MERGE_BACKWARD = 'mergeAttentionStatesBackward';
 
 function disposable(out: Tensor, softmaxLse: Tensor): SparsePrefillResult {
   return {
@@ -101,6 +104,26 @@ function disposable(out: Tensor, softmaxLse: Tensor): SparsePrefillResult {
       softmaxLse.dispose();
     },
   };
+}
+
+/** Refuses outputs of the caller's for a call on tracked inputs. */
+function refuseOutputs(
+  op: string,
+  inputs: readonly Tensor[],
+  { out, softmaxLse }: { out?: Tensor; softmaxLse?: Tensor },
+): void {
+  if (!isTracked(inputs) || (out ?? softmaxLse) === undefined) return;
+  throw argumentError(
+    'ERR_VARLEN_INCOMPATIBLE',
+    op,
+    out === undefined ? 'softmaxLse' : 'out',
+    'cannot be given for a recorded call; got it beside a tensor that requires a gradient, expected noGrad or neither',
+  );
+}
+
+/** The stream of a call, for its backward, unless it is gone by then. */
+function live(stream: Stream | undefined): Stream | undefined {
+  return stream?.disposed ? undefined : stream;
 }
 
 /** @internal Refuses inputs that differ from those the plan was made for. */
@@ -119,9 +142,7 @@ export function checkPlan(op: string, plan: RunnablePlan, q: Tensor, k: Tensor):
       `was made for another ${what}; got ${String(got)}, expected ${String(expected)}`,
     );
   if (q.dtype !== plan.dtype) throw mismatch('dtype', q.dtype, plan.dtype);
-  if (String(q.device) !== String(plan.words.device)) {
-    throw mismatch('device', q.device, plan.words.device);
-  }
+  if (q.device !== plan.device) throw mismatch('device', q.device, plan.device);
   const expected: [string, number | undefined, number][] = [
     ['number of queries', q.shape[0], plan.cuSeqlensQ.at(-1)!],
     ['number of heads', q.shape[1], plan.numHeads],
@@ -137,6 +158,9 @@ export function checkPlan(op: string, plan: RunnablePlan, q: Tensor, k: Tensor):
  * (query, key) pairs whose softmax this computes. Rows are the same bits for any thread count and any
  * other sequences in the pack; a row that keeps no key gets `out = 0` and `softmaxLse = -Infinity`.
  *
+ * On `cuda` (float16 and bfloat16, head dimensions up to 256, no backward pass) the first run of a plan turns
+ * it into tables of tiles and keys, on the host and outside the JavaScript thread, which the GPU then keeps.
+ *
  * Formulas: native/ops/sparse-prefill/sparse-prefill.h. The call is recorded for tracked q, k and v; the plan
  * is frozen, and neither it nor `keyBias` gets a gradient.
  *
@@ -148,7 +172,8 @@ export function checkPlan(op: string, plan: RunnablePlan, q: Tensor, k: Tensor):
  *   `ERR_VARLEN_HEAD_DIM`, `ERR_VARLEN_LAYOUT`, `ERR_VARLEN_TYPE`, `ERR_VARLEN_NO_BACKWARD` for a `keyBias`
  *   that requires a gradient,
  *   `ERR_VARLEN_OPTION`, `ERR_VARLEN_INCOMPATIBLE`; reading the result rejects with what planning failed
- *   with, `ERR_VARLEN_RECALL` for a guarantee that was missed
+ *   with, `ERR_VARLEN_RECALL` for a guarantee that was missed, and with `ERR_VARLEN_UNSUPPORTED` for what
+ *   has no CUDA kernel
  *
  * @example
  * ```ts
@@ -183,14 +208,7 @@ export function sparsePrefill(
     });
     return disposable(out, softmaxLse);
   }
-  if (isTracked([q, k, v]) && (given.out ?? given.softmaxLse) !== undefined) {
-    throw argumentError(
-      'ERR_VARLEN_INCOMPATIBLE',
-      OP,
-      given.out === undefined ? 'softmaxLse' : 'out',
-      'cannot be given for a recorded call; got it beside a tensor that requires a gradient, expected noGrad or neither',
-    );
-  }
+  refuseOutputs(OP, [q, k, v], given);
   const values = { ...given, plan: plan.words, q, k, v, cuSeqlensQ, cuSeqlensK, softmaxScale, softcap };
   const made = run(OP, values, q.device, given.stream);
   const result = disposable(made[0] ?? given.out!, made[1] ?? given.softmaxLse!);
@@ -218,8 +236,7 @@ export function recordPrefill(
     // A loss of softmaxLse alone brings no gradient of out.
     const zero = dOut === undefined ? zerosLike(inputs.out) : undefined;
     const values = { ...inputs, ...ofPlan, ...constants, dOut: dOut ?? zero, dLse };
-    const on = stream === undefined || stream.disposed ? undefined : stream;
-    const gradients = run(OP_BACKWARD, values, inputs.q.device, on);
+    const gradients = run(OP_BACKWARD, values, inputs.q.device, live(stream));
     zero?.dispose();
     return gradients;
   });
@@ -270,10 +287,12 @@ export function sparsePrefillBackward(
  * Joins two attention results over disjoint sets of keys into the result over all of them:
  * `lse = ln(e^lse1 + e^lse2)`, and `out` the mean of the two weighted by `e^(lse1 - lse)` and
  * `e^(lse2 - lse)`. Swapping the two changes no bit; rows that neither has keys for give 0 and `-Infinity`.
+ * The call is recorded for tracked inputs. Formulas: native/ops/sparse-prefill/sparse-prefill.h.
  *
  * @param a `out` `[totalTokensQ, numHeads, valueDim]` and `softmaxLse` `[numHeads, totalTokensQ]`
  * @param b the same shapes and dtype
- * @throws `ERR_VARLEN_SHAPE`, `ERR_VARLEN_DTYPE`, `ERR_VARLEN_LAYOUT`, `ERR_VARLEN_TYPE`, `ERR_VARLEN_OPTION`
+ * @throws `ERR_VARLEN_SHAPE`, `ERR_VARLEN_DTYPE`, `ERR_VARLEN_LAYOUT`, `ERR_VARLEN_TYPE`, `ERR_VARLEN_OPTION`;
+ *   `ERR_VARLEN_INCOMPATIBLE` for an output given to a recorded call
  *
  * @example
  * ```ts
@@ -296,7 +315,8 @@ export function mergeAttentionStates(
     checkTensor(OP_MERGE, `${name}.out`, state.out);
     checkTensor(OP_MERGE, `${name}.softmaxLse`, state.softmaxLse);
   }
-  refuseTracked(OP_MERGE, [a.out, a.softmaxLse, b.out, b.softmaxLse]);
+  const inputs = [a.out, a.softmaxLse, b.out, b.softmaxLse] as const;
+  refuseOutputs(OP_MERGE, inputs, given);
   const values = {
     out1: a.out,
     lse1: a.softmaxLse,
@@ -306,7 +326,17 @@ export function mergeAttentionStates(
     softmaxLse: given.softmaxLse,
   };
   const made = run(OP_MERGE, values, a.out.device, given.stream);
-  return disposable(made[0] ?? given.out!, made[1] ?? given.softmaxLse!);
+  const result = disposable(made[0] ?? given.out!, made[1] ?? given.softmaxLse!);
+  recordCall(OP_MERGE, inputs, [result.out, result.softmaxLse], inputs, ([dOut, dLse], kept) => {
+    const [out1, lse1, out2, lse2] = kept;
+    // A loss of softmaxLse alone brings no gradient of out.
+    const zero = dOut === undefined ? zerosLike(out1) : undefined;
+    const saved = { dOut: dOut ?? zero, out1, lse1, out2, lse2, dLse };
+    const gradients = run(OP_MERGE_BACKWARD, saved, out1.device, live(given.stream));
+    zero?.dispose();
+    return gradients;
+  });
+  return result;
 }
 
 /** A log-sum-exp in base 2, as some other kernels keep it, from ours in base e. */

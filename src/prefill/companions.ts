@@ -1,4 +1,4 @@
-import { describe, readOptions } from '../check.js';
+import { describe, isDetached, readOptions, wrongType } from '../check.js';
 import { argumentError } from '../errors.js';
 
 /** Small host functions around a prefill: biases that even out attention over images, and a hand-over. */
@@ -38,9 +38,13 @@ export function segmentBias(masses: ArrayLike<number>, options?: SegmentBiasOpti
   const { strength = 0.5, maxBias = 4 } = readOptions(op, options, ['strength', 'maxBias']);
   checkNumber(op, 'strength', strength, 0);
   checkNumber(op, 'maxBias', maxBias, 0);
-  const list = Float64Array.from(masses);
-  list.forEach((mass, i) => {
+  const readable = ArrayBuffer.isView(masses) && !isDetached(masses);
+  if (!Array.isArray(masses) && !readable) {
+    throw wrongType(op, 'masses', masses, 'an array of numbers');
+  }
+  const list = Float64Array.from(masses, (mass, i) => {
     checkNumber(op, `masses[${i}]`, mass, 0);
+    return mass;
   });
   const mean = list.reduce((sum, mass) => sum + mass, 0) / list.length;
   return list.map((mass) =>

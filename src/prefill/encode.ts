@@ -26,6 +26,8 @@ export interface SequenceShape {
 export interface Encoded {
   readonly words: number[];
   readonly capacity: number;
+  /** Does any part of it depend on queries and keys? */
+  readonly estimated: boolean;
 }
 
 /** Numbers of the kinds in native/ops/sparse-prefill/pattern.h. */
@@ -65,7 +67,7 @@ function node(kind: number, fields: readonly number[]): number[] {
 
 function known(kind: number, fields: readonly number[]): Encoded {
   const words = node(kind, fields);
-  return { words, capacity: words.length };
+  return { words, capacity: words.length, estimated: false };
 }
 
 /** Keys that patterns choose from: all of a sequence, or those of a modality inside a pair. */
@@ -219,7 +221,7 @@ class Encoder {
     // Slashes in positions are chosen among all offsets, even inside a pair.
     const offsets = coordinate === 1 ? keys : this.#sequence.keys;
     const verticals = most(topk?.vertical, forceVertical, keys);
-    return { words, capacity: 6 + verticals + most(topk?.slash, forceSlash, offsets) };
+    return { words, capacity: 6 + verticals + most(topk?.slash, forceSlash, offsets), estimated: true };
   }
 
   #blocks(path: string, p: Extract<HeadPattern, { kind: 'block-sparse' }>, scope: Scope): Encoded {
@@ -245,7 +247,8 @@ class Encoder {
     ]);
     const rowBlocks = Math.ceil(keys / rows) - Math.floor((keys - queries) / rows);
     const bits = 7 + Math.max(0, rowBlocks) * Math.ceil(Math.ceil(keys / columns) / 32);
-    return { words, capacity: p.score === 'js-switch' ? Math.max(bits, 6 + 2 * keys) : bits };
+    const capacity = p.score === 'js-switch' ? Math.max(bits, 6 + 2 * keys) : bits;
+    return { words, capacity, estimated: true };
   }
 
   #blockMask(path: string, p: BlockMaskPattern, scope: Scope): number[] {
@@ -380,7 +383,8 @@ class Encoder {
       2 * (frameTokens ?? 0),
       typeof stride === 'number' ? stride : 0,
     );
-    return { words, capacity: Math.max(25, 6 + most(sink + Math.ceil(keys / 4)) + most(longest)) };
+    const capacity = Math.max(25, 6 + most(sink + Math.ceil(keys / 4)) + most(longest));
+    return { words, capacity, estimated: true };
   }
 
   /** From the first vision key to the last. */
@@ -481,5 +485,6 @@ function children(kind: number, n: number, parts: readonly Encoded[]): Encoded {
     return own;
   });
   const words = [kind, offset, n, ...offsets, ...parts.flatMap(({ words }) => words)];
-  return { words, capacity: 3 + parts.length + parts.reduce((sum, { capacity }) => sum + capacity, 0) };
+  const capacity = 3 + parts.length + parts.reduce((sum, part) => sum + part.capacity, 0);
+  return { words, capacity, estimated: parts.some(({ estimated }) => estimated) };
 }

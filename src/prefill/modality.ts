@@ -1,4 +1,4 @@
-import { describe, wrongType } from '../check.js';
+import { describe, isArrayOf, wrongType } from '../check.js';
 import { argumentError } from '../errors.js';
 
 /** A stretch of keys of one modality. */
@@ -40,7 +40,7 @@ export function modalityNames(op: string, layouts: readonly ModalityLayout[]): s
     const own =
       'runs' in layout
         ? readRuns(op, path, layout.runs).map(({ modality }) => modality)
-        : (layout.names ?? DEFAULT_NAMES);
+        : namesOf(op, path, layout.names);
     for (const name of own) {
       if (typeof name !== 'string' || name === '' || name.includes('>')) {
         fail(op, path, `has an unusable name; got ${describe(name)}, expected words without '>'`);
@@ -52,8 +52,17 @@ export function modalityNames(op: string, layouts: readonly ModalityLayout[]): s
   return [...names];
 }
 
+function namesOf(op: string, path: string, names: unknown): readonly string[] {
+  if (names === undefined) return DEFAULT_NAMES;
+  if (!Array.isArray(names)) throw wrongType(op, `${path}.names`, names, 'an array');
+  return names as readonly string[];
+}
+
 function readRuns(op: string, path: string, runs: unknown): readonly ModalityRun[] {
   if (!Array.isArray(runs)) throw wrongType(op, `${path}.runs`, runs, 'an array');
+  for (const [n, run] of runs.entries()) {
+    if (typeof run !== 'object' || run === null) throw wrongType(op, `${path}.runs[${n}]`, run, 'an object');
+  }
   return runs as readonly ModalityRun[];
 }
 
@@ -67,11 +76,11 @@ export function readModalities(
 ): Modalities {
   const ids = new Uint8Array(keys);
   if (!('runs' in layout)) {
-    if (!(layout.ids instanceof Uint8Array)) throw wrongType(op, `${path}.ids`, layout.ids, 'a Uint8Array');
+    if (!isArrayOf(Uint8Array, layout.ids)) throw wrongType(op, `${path}.ids`, layout.ids, 'a Uint8Array');
     if (layout.ids.length !== keys) {
       fail(op, `${path}.ids`, `must have an id per key; got ${layout.ids.length}, expected ${keys}`);
     }
-    const own = layout.names ?? DEFAULT_NAMES;
+    const own = namesOf(op, path, layout.names);
     const renamed = own.map((name) => names.indexOf(name));
     for (let j = 0; j < keys; j++) {
       const id = layout.ids[j];
@@ -89,7 +98,7 @@ export function readModalities(
       fail(
         op,
         where,
-        `must follow the run before it; got start ${run?.start}, length ${run?.length}, expected start ${covered}`,
+        `must follow the run before it; got start ${describe(run?.start)}, length ${describe(run?.length)}, expected start ${covered}`,
       );
     }
     covered += run.length;

@@ -1,4 +1,4 @@
-import { describe } from '../check.js';
+import { describe, isArrayOf } from '../check.js';
 import { argumentError, type VarlenErrorCode } from '../errors.js';
 
 /** Which keys each query of a head attends to. Defaults and limits: docs/guide/sparse-prefill.md. */
@@ -232,7 +232,7 @@ export class PatternChecker {
   }
 
   #ints(path: string, value: unknown): asserts value is Int32Array {
-    if (!(value instanceof Int32Array)) {
+    if (!isArrayOf(Int32Array, value)) {
       this.fail(
         'ERR_VARLEN_TYPE',
         path,
@@ -421,7 +421,7 @@ export class PatternChecker {
     for (const name of ['indptr', 'indices', 'rowSizes', 'colSizes'] as const) {
       if (p[name] !== undefined) this.#ints(`${path}.${name}`, p[name]);
     }
-    if (p.inner !== undefined && !(p.inner instanceof Uint8Array)) {
+    if (p.inner !== undefined && !isArrayOf(Uint8Array, p.inner)) {
       this.fail(
         'ERR_VARLEN_TYPE',
         `${path}.inner`,

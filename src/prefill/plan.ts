@@ -1,4 +1,4 @@
-import { checkInteger, describe, readOptions, wrongType } from '../check.js';
+import { checkInteger, describe, isArrayOf, readOptions, wrongType } from '../check.js';
 import { argumentError, varlenError } from '../errors.js';
 import { countPlan, planMask, planTiles, type RunnablePlan, resolvePlan } from '../ops/sparse-prefill.js';
 import { Device, type DeviceLike, type DType, type Stream, Tensor } from '../tensor/index.js';
@@ -62,8 +62,9 @@ export interface PrefillPlanOptions {
   readonly guarantee?: RecallGuarantee;
   /** Rows of a recall certificate without a guarantee. Default 0. */
   readonly certificateRows?: number;
-  /** Memory for the plan, int32; at least {@link prefillWorkspaceBytes}. */
+  /** Memory for the plan, int32 on the CPU; at least {@link prefillWorkspaceBytes}. For q on the CPU. */
   readonly workspace?: Tensor;
+  /** For q on the CPU; plans for a GPU are made on the CPU's own stream. */
   readonly stream?: Stream;
 }
 
@@ -149,11 +150,12 @@ function fingerprintOf(parts: readonly (string | number | Int32Array)[]): string
 }
 
 /**
- * Which keys every query attends to, ready to run: a frozen value. Its words live on the device of q;
- * {@link PrefillPlan.stats}, `mask`, `indices` and `data` read them.
+ * Which keys every query attends to, ready to run: a frozen value. Its words live in host memory, wherever q
+ * is; {@link PrefillPlan.stats}, `mask`, `indices` and `data` read them, and a GPU keeps what it makes of them.
  */
 export class PrefillPlan implements RunnablePlan, Disposable {
   readonly words: Tensor;
+  readonly device: Device;
   readonly cuSeqlensQ: Int32Array;
   readonly cuSeqlensK: Int32Array;
   readonly causal: boolean;
@@ -165,7 +167,7 @@ export class PrefillPlan implements RunnablePlan, Disposable {
   readonly headDim: number;
   readonly allDense: boolean;
   readonly fingerprint: string;
-  /** Bytes of the plan on its device. */
+  /** Bytes of the plan. */
   readonly workspaceBytes: number;
   readonly #report: Tensor;
   readonly #ownsWords: boolean;
@@ -174,12 +176,14 @@ export class PrefillPlan implements RunnablePlan, Disposable {
   /** @internal `planPrefill` and `PrefillPlan.from` make plans. */
   constructor(
     made: Omit<PrefillPlanData, 'words' | 'report'>,
+    device: Device,
     words: Tensor,
     report: Tensor,
     ownsWords: boolean,
     minRecall: number,
   ) {
     this.words = words;
+    this.device = device;
     this.cuSeqlensQ = made.cuSeqlensQ;
     this.cuSeqlensK = made.cuSeqlensK;
     this.causal = made.causal;
@@ -205,14 +209,14 @@ export class PrefillPlan implements RunnablePlan, Disposable {
     Object.freeze(this);
   }
 
-  /** A plan from its data, on a device. Its contents are checked when it runs. */
+  /** A plan from its data, for tensors of a device. Its contents are checked when it runs. */
   static from(data: PrefillPlanData, options?: { device?: DeviceLike }): PrefillPlan {
     const { device = 'auto' } = readOptions('PrefillPlan.from', options, ['device']);
     const on = Device.resolve(device);
-    const words = Tensor.from(data.words, { device: on });
+    const words = Tensor.from(data.words, { device: 'cpu' });
     const shape = [data.cuSeqlensQ.length - 1, data.numHeads, REPORT_WORDS];
-    const report = Tensor.from(data.report, { shape, device: on });
-    return new PrefillPlan(data, words, report, true, 0);
+    const report = Tensor.from(data.report, { shape, device: 'cpu' });
+    return new PrefillPlan(data, on, words, report, true, 0);
   }
 
   get disposed(): boolean {
@@ -397,6 +401,9 @@ function ignored(pattern: PatternSummary, keys: number): number {
   return beyond(pattern.vertical) + beyond(pattern.slash);
 }
 
+/** Query heads of a layer; more than any model has, and few enough to have a pattern each. */
+const MAX_HEADS = 2 ** 16;
+
 const OPTION_NAMES = [
   'cuSeqlens',
   'maxSeqlen',
@@ -423,6 +430,8 @@ interface Layout {
   readonly config: Int32Array;
   readonly words: number;
   readonly allDense: boolean;
+  /** Is anything of it to be found out from queries and keys? */
+  readonly estimated: boolean;
 }
 
 interface LayoutInput {
@@ -442,6 +451,8 @@ function layOut(input: LayoutInput): Layout {
   const { modality, denseBelow = 8192, isFinalChunk = true, minModalityRows = 128 } = given;
   const [numSeqs, numHeads] = [cuSeqlensQ.length - 1, heads.length];
   const checker = new PatternChecker(op);
+  if (modality !== undefined && !Array.isArray(modality))
+    throw wrongType(op, 'modality', modality, 'an array');
   if (modality !== undefined && modality.length !== numSeqs) {
     throw argumentError(
       'ERR_VARLEN_MODALITY',
@@ -550,7 +561,8 @@ function layOut(input: LayoutInput): Layout {
     config.set(part, at);
     at += part.length;
   }
-  return { config, words: planEnd, allDense };
+  const estimated = encoded.some((one) => one.estimated);
+  return { config, words: planEnd, allDense, estimated };
 }
 
 /** The patterns of all heads: given one by one, or one for all. */
@@ -595,7 +607,7 @@ function readHeads(op: string, config: PrefillConfig, numHeads: number): readonl
 
 /** The offsets of q or of k, copied and checked as far as the plan's layout depends on them. */
 function readOffsets(op: string, argument: string, offsets: unknown, total: number): Int32Array {
-  if (!(offsets instanceof Int32Array)) {
+  if (!isArrayOf(Int32Array, offsets)) {
     if (ArrayBuffer.isView(offsets)) {
       throw argumentError(
         'ERR_VARLEN_DTYPE',
@@ -696,7 +708,7 @@ function readGuarantee(op: string, given: PrefillPlanOptions): Guarantee {
     );
   }
   checkInteger(op, 'guarantee.rows', rows, 1, 4096);
-  if (!Object.hasOwn(ON_MISS, onMiss)) {
+  if (typeof onMiss !== 'string' || !Object.hasOwn(ON_MISS, onMiss)) {
     throw argumentError(
       'ERR_VARLEN_OPTION',
       op,
@@ -713,6 +725,10 @@ function readGuarantee(op: string, given: PrefillPlanOptions): Guarantee {
  * that is too little. Enqueued like any op; what fails later rejects the reads that depend on the plan.
  *
  * A plan is a frozen value for these lengths, heads and dtype. It may run many times.
+ *
+ * Plans are made on the CPU. Where q and k are on a GPU and something is to be estimated or certified, they
+ * are copied to host memory first, behind the calls that make them and without blocking the caller; patterns
+ * whose parameters are all given need no copy.
  *
  * @param q `[totalTokensQ, numHeads, headDim]`, float32, float16 or bfloat16
  * @param k `[totalTokensK, numKvHeads, headDim]`, dtype of q
@@ -786,14 +802,33 @@ export function planPrefill(
   const guarantee = readGuarantee(OP, given);
   const layout = layOut({ op: OP, heads, numKvHeads, cuSeqlensQ, cuSeqlensK, causal, slashTile, given });
 
-  const words = planMemory(given.workspace, layout.words, q.device);
+  const onCpu = q.device.kind === 'cpu';
+  if (!onCpu && given.workspace !== undefined) {
+    // Nothing would keep the caller from writing the next plan there while the GPU still needs this one.
+    throw argumentError(
+      'ERR_VARLEN_INCOMPATIBLE',
+      OP,
+      'workspace',
+      `cannot hold a plan for a GPU; got one for ${q.device}, expected none`,
+    );
+  }
+  const host = (tensor: Tensor): Tensor => {
+    if (onCpu) return tensor.detach();
+    using plain = tensor.detach();
+    if (layout.estimated || guarantee.recallRows > 0) return plain.to('cpu');
+    // Never read: rows and heads are all that counts, in the smallest head dimension there is.
+    return Tensor.empty([tensor.shape[0], tensor.shape[1], 8], { dtype: tensor.dtype, device: 'cpu' });
+  };
+  const words = planMemory(given.workspace, layout.words, Device.resolve('cpu'));
   const shape = [cuSeqlensQ.length - 1, numHeads, REPORT_WORDS];
-  const report = Tensor.empty(shape, { dtype: 'float64', device: q.device });
+  const report = Tensor.empty(shape, { dtype: 'float64', device: 'cpu' });
   try {
+    using hostQ = host(q);
+    using hostK = host(k);
     resolvePlan(
       {
-        q,
-        k,
+        q: hostQ,
+        k: hostK,
         config: layout.config,
         cuSeqlensQ,
         cuSeqlensK,
@@ -807,8 +842,8 @@ export function planPrefill(
         plan: words,
         report,
       },
-      q.device,
-      stream,
+      words.device,
+      onCpu ? stream : undefined,
     );
   } catch (error) {
     words.dispose();
@@ -819,6 +854,7 @@ export function planPrefill(
   const { dtype } = q;
   return new PrefillPlan(
     { cuSeqlensQ, cuSeqlensK, causal, softmaxScale, softcap, dtype, numHeads, numKvHeads, headDim, allDense },
+    q.device,
     words,
     report,
     true,
@@ -883,7 +919,7 @@ export function prefillWorkspaceBytes(config: PrefillConfig, shape: WorkspaceSha
   ]);
   const { numHeads, numKvHeads = numHeads, totalQ, totalK, numSeqs = 1 } = known;
   for (const [name, value] of Object.entries({ numHeads, numKvHeads, totalQ, totalK, numSeqs })) {
-    checkInteger(op, name, value, 0, 2 ** 31 - 1);
+    checkInteger(op, name, value, 0, name.endsWith('Heads') ? MAX_HEADS : 2 ** 31 - 1);
   }
   const heads = readHeads(op, config, numHeads);
   const layout = layOut({

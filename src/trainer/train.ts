@@ -59,7 +59,7 @@ function configOf({ task, recipe, weights, model: begun, group }: TrainOptions):
   return JSON.stringify({ task: task.name, vocabSize, ranks, weights, begun, ...rest });
 }
 
-/** Where the model is, and how its parameters are kept: attention on a GPU has no float32; AdamW has masters. */
+/** Where the model is, and how its parameters are kept: tensor cores multiply bfloat16; AdamW has float32 masters. */
 function placeOf({ device: like = 'auto' }: TrainOptions): { device: Device; dtype: 'float32' | 'bfloat16' } {
   const device = Device.resolve(like);
   return { device, dtype: device.kind === 'cuda' ? 'bfloat16' : 'float32' };

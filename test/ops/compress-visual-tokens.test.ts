@@ -6,11 +6,13 @@ import {
   compressVisualTokens,
 } from '../../src/prefill/index.js';
 import { Tensor } from '../../src/tensor/index.js';
+import { gradCheck } from '../../src/testing/index.js';
 import { normals } from '../prefill/cases.js';
+import { device } from '../support/attention.js';
 import { thrown } from '../support/thrown.js';
 
 const tensor = (values: ArrayLike<number>, hidden: number): Tensor =>
-  Tensor.from(Float32Array.from(values), { shape: [values.length / hidden, hidden], device: 'cpu' });
+  Tensor.from(Float32Array.from(values), { shape: [values.length / hidden, hidden], device });
 
 interface Read {
   readonly features: number[];
@@ -148,7 +150,7 @@ describe('properties', () => {
           }
         }
       }),
-      { numRuns: 60 },
+      { numRuns: device === 'cuda' ? 6 : 60 }, // the emulator takes a second each
     );
   });
 
@@ -199,7 +201,7 @@ describe('properties', () => {
 
   test('no tokens give no rows', async () => {
     const got = await read(
-      compressVisualTokens(Tensor.from(new Float32Array(0), { shape: [0, 4], device: 'cpu' }), {
+      compressVisualTokens(Tensor.from(new Float32Array(0), { shape: [0, 4], device }), {
         mode: 'bipartite',
         keepRatio: 0.5,
         imageOffsets: Int32Array.of(0, 0),
@@ -238,14 +240,68 @@ test.each<[string, object]>([
   expect(thrown(() => compressVisualTokens(tensor(EXAMPLE, 2), given as never))).toMatchObject({ code });
 });
 
-test('features that require a gradient are ERR_VARLEN_NO_BACKWARD', () => {
-  const features = Tensor.from(Float32Array.from(EXAMPLE), {
-    shape: [6, 2],
-    device: 'cpu',
-    requiresGrad: true,
+describe('gradients', () => {
+  const PROTECTED = Uint8Array.from({ length: 26 }, (_, x) => Number(x === 3 || x === 20));
+  const imageOffsets = Int32Array.of(0, 17, 26);
+
+  test.each<[string, Partial<CompressVisualTokensOptions>]>([
+    ['one round', { mode: 'bipartite', keepRatio: 0.6 }],
+    ['rounds that count members', { mode: 'bipartite', keepRatio: 0.2 }],
+    ['rounds that count merges', { mode: 'bipartite', keepRatio: 0.2, weighting: 'uniform' }],
+    ['a threshold', { mode: 'threshold', threshold: 0.4 }],
+    ['protected tokens', { mode: 'bipartite', keepRatio: 0.3, protected: PROTECTED }],
+    ['pruning', { mode: 'bipartite', keepRatio: 0.3, action: 'prune' }],
+  ])('%s: they are the differences of the result', (_name, options) => {
+    // The choice comes from the metric, so that no step of a difference changes it.
+    const metric = tensor(normals(26 * 6, 8), 6);
+    const given = { ...options, imageOffsets, metric } as CompressVisualTokensOptions;
+    const features = tensor(normals(26 * 3, 9), 3);
+    expect(gradCheck((x) => compressVisualTokens(x, given).features, [features])).toBeLessThan(1e-3);
+    features.dispose();
+    metric.dispose();
   });
-  const given = { mode: 'bipartite', keepRatio: 0.5, imageOffsets: ONE } as const;
-  expect(thrown(() => compressVisualTokens(features, given))).toMatchObject({
-    code: 'ERR_VARLEN_NO_BACKWARD',
+
+  test('a kept row hands its gradient to its members in equal parts, a pruned one to itself', async () => {
+    for (const [action, expected] of [
+      ['merge', [3, 3, 30, 30, 9]],
+      ['prune', [6, 0, 60, 0, 9]],
+    ] as const) {
+      using features = Tensor.from(Float32Array.of(1, 0, 1, 0, 0, 1, 0, 1, -1, 0), {
+        shape: [5, 2],
+        device,
+        requiresGrad: true,
+      });
+      using few = compressVisualTokens(features, {
+        mode: 'threshold',
+        action,
+        imageOffsets: Int32Array.of(0, 5),
+      });
+      using gradient = tensor([6, 6, 60, 60, 9, 9, 1, 1, 1, 1], 2); // the last two rows are none
+      few.features.backward(gradient);
+      const got = await features.grad!.toFloat32();
+      expect(Array.from({ length: 5 }, (_, x) => got[2 * x])).toEqual(expected);
+      features.grad!.dispose();
+    }
+  });
+
+  test('what was recorded outlives the features and the result', async () => {
+    const leaf = Tensor.from(Float32Array.from(EXAMPLE), { shape: [6, 2], device, requiresGrad: true });
+    const few = compressVisualTokens(leaf, { mode: 'bipartite', keepRatio: 0.5, imageOffsets: ONE });
+    for (const other of [few.keepIdx, few.assign, few.size, few.cell, few.imageOffsets]) other.dispose();
+    using gradient = tensor(new Float32Array(6).fill(1), 2);
+    few.features.backward(gradient);
+    few.features.dispose();
+    // Each row's gradient is shared out once.
+    expect((await leaf.grad!.toFloat32()).reduce((sum, x) => sum + x, 0)).toBeCloseTo(6, 5);
+    leaf.grad!.dispose();
+    leaf.dispose();
+  });
+
+  test('a metric that requires one is ERR_VARLEN_NO_BACKWARD', () => {
+    const metric = Tensor.from(Float32Array.from(EXAMPLE), { shape: [6, 2], device, requiresGrad: true });
+    const given = { mode: 'bipartite', keepRatio: 0.5, imageOffsets: ONE, metric } as const;
+    expect(thrown(() => compressVisualTokens(tensor(EXAMPLE, 2), given))).toMatchObject({
+      code: 'ERR_VARLEN_NO_BACKWARD',
+    });
   });
 });

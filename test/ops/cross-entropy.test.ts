@@ -48,6 +48,14 @@ test('crossEntropy of logits log(1), log(2), log(5) is minus the log of the shar
   });
 });
 
+// rl-objectives section 16, the literal of prime-rl: log-probabilities -0.1 and -0.2 around a masked token.
+test('crossEntropy is the mean of minus log-probabilities over the tokens that count', () => {
+  scope(() => {
+    const logits = values([3, 2], ...[-0.1, -3, -0.2].flatMap((l) => [l, Math.log(1 - Math.exp(l))]));
+    expectClose(read(crossEntropy(logits, ids(0, 0, 0), { lossMask: mask(1, 0, 1) }).loss), [0.15]);
+  });
+});
+
 // specs of keypoint distillation: weights of the second step and the log-probabilities of its tokens.
 test('crossEntropy weighs tokens and divides by the weights, or not', () => {
   scope(() => {

@@ -4,15 +4,17 @@ import {
   lengthHash,
   type PolicyLossConfig,
   policyLossFromHidden,
+  policyLossFromHiddenAcross,
   scope,
   Tensor,
   type VarlenError,
+  type VocabularyAllReduce,
 } from '../../src/index.js';
 import { distance, expectBothAgree, matrix, type Side } from '../support/both-devices.js';
 import { CUDA_ERROR, failNext, gpu } from '../support/emulated-gpu.js';
 import { countTensors, read, taken } from '../support/ops.js';
 import { normals } from '../support/random.js';
-import { rejected } from '../support/thrown.js';
+import { rejected, thrown } from '../support/thrown.js';
 
 // From TypeScript to the tiles on the emulated GPU and back: the passes, their workspace, their checks.
 
@@ -201,6 +203,20 @@ describe('policyLossFromHidden on the GPU', () => {
     ballast.dispose();
     const dHidden = (await gradient()) as Float32Array;
     expect(dHidden.findIndex((x) => x !== 0)).toBe(4000 * 4);
+    for (const tensor of [batch.oldLogprobs, batch.lossMask, ...Object.values(leaves)]) tensor.dispose();
+  });
+
+  test('has no kernel for a tile filter, nor for a vocabulary in parts', async () => {
+    const { batch, plan, leaves } = inputs({ lengths: [5], size: 4, vocab: 9 }, 'cuda');
+    const options = { tileFilter: 2 ** -12 };
+    const filtered = thrown(() => policyLossFromHidden(batch, plan, CONFIG, options)) as VarlenError;
+    const shard = { firstWord: 0, totalWords: 18 };
+    const alone: VocabularyAllReduce = async (values) => values;
+    const split = (await rejected(
+      policyLossFromHiddenAcross(batch, plan, CONFIG, shard, alone),
+    )) as VarlenError;
+    expect([filtered.code, filtered.details.argument]).toEqual(['ERR_VARLEN_UNSUPPORTED', 'tileFilter']);
+    expect([split.code, split.details.op]).toEqual(['ERR_VARLEN_UNSUPPORTED', 'vocabularyStatistics']);
     for (const tensor of [batch.oldLogprobs, batch.lossMask, ...Object.values(leaves)]) tensor.dispose();
   });
 

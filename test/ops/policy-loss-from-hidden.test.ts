@@ -220,6 +220,57 @@ test('policyLossFromHidden gives the same bits on any number of threads', () => 
   });
 });
 
+/** Gradients of a policy over 1200 words of which most are as good as impossible. CPU: the kernel that has it. */
+function sharpGradients(tileFilter: number): { hidden: Float32Array; weight: Float32Array; coef: number } {
+  return scope(() => {
+    const [tokens, size, words] = [120, 24, 1200];
+    const leaf = (shape: number[], seed: number, scale: number) =>
+      Tensor.from(random(shape, seed, 'float32', scale).dataSync(), {
+        shape,
+        device: 'cpu',
+        requiresGrad: true,
+      });
+    const hidden = leaf([tokens, size], 1, 1);
+    const weight = leaf([words, size], 2, size ** -0.5);
+    const bias = Tensor.from(
+      Float32Array.from({ length: words }, (_, v) => (v < 200 ? 0 : -30)),
+      { device: 'cpu' },
+    );
+    const batch: HiddenBatch = {
+      hidden,
+      weight,
+      bias,
+      targetIds: Int32Array.from({ length: tokens }, (_, t) => (t * 7919) % 200),
+      cuSeqlens: Int32Array.of(0, 70, tokens),
+      advantages: Float32Array.of(1, -0.5),
+    };
+    const config: PolicyLossConfig = { ratio: { level: 'none' }, clip: { kind: 'none' } };
+    const out = policyLossFromHidden(batch, planOf([70, 50], [0.1, 0.12]), config, { tileFilter });
+    out.loss.backward();
+    return {
+      hidden: taken(hidden).dataSync() as Float32Array,
+      weight: taken(weight).dataSync() as Float32Array,
+      coef: Math.max(...read(out.dLogprobs).map(Math.abs)),
+    };
+  });
+}
+
+test('policyLossFromHidden leaves small tiles of the gradient out when told to', () => {
+  const exact = sharpGradients(0);
+  for (const tileFilter of [2 ** -12, 2 ** -6]) {
+    const filtered = sharpGradients(tileFilter);
+    expect(filtered.weight).not.toEqual(exact.weight);
+    // Each of 120 tokens and of 1200 words moves a sum by less than this, times a value below 4 or 1.
+    const limit = tileFilter * exact.coef;
+    const moved = (a: Float32Array, b: Float32Array) =>
+      a.reduce((max, x, i) => Math.max(max, Math.abs(x - b[i])), 0);
+    expect(moved(filtered.weight, exact.weight)).toBeLessThan(limit * 120 * 4);
+    expect(moved(filtered.hidden, exact.hidden)).toBeLessThan(limit * 1200 * 1);
+  }
+  // A threshold that nothing is below changes no bit.
+  expect(sharpGradients(1e-30)).toEqual(exact);
+});
+
 test('policyLossFromHidden leaves the weight’s gradient out when told to', () => {
   const batch = exampleE2();
   const out = policyLossFromHidden(batch, E2_PLAN, PPO, { weightGrad: false });
@@ -257,9 +308,10 @@ describe('policyLossFromHidden refuses', () => {
     refused({}, PPO, { softcap: Number.NaN }, 'ERR_VARLEN_RANGE', 'softcap');
     refused({}, PPO, wrong({ weightgrad: false }), 'ERR_VARLEN_OPTION', 'weightgrad');
     refused({}, PPO, wrong({ weightGrad: 1 }), 'ERR_VARLEN_TYPE', 'weightGrad');
-    // Every tile is computed, and the vocabulary is on one device.
-    refused({}, PPO, wrong({ tileFilter: true }), 'ERR_VARLEN_OPTION', 'tileFilter');
-    refused({}, PPO, wrong({ vocabularyGroup: [0, 1] }), 'ERR_VARLEN_OPTION', 'vocabularyGroup');
+    refused({}, PPO, wrong({ tileFilter: true }), 'ERR_VARLEN_TYPE', 'tileFilter');
+    refused({}, PPO, { tileFilter: -1 }, 'ERR_VARLEN_RANGE', 'tileFilter');
+    refused({}, PPO, { tileFilter: 1 }, 'ERR_VARLEN_RANGE', 'tileFilter');
+    refused({}, PPO, { tileFilter: Number.NaN }, 'ERR_VARLEN_RANGE', 'tileFilter');
     refused({ oldLogprobs: undefined }, PPO, {}, 'ERR_VARLEN_MISSING_INPUT', 'oldLogprobs');
     refused({ targetIds: Int32Array.of(0) }, PPO, {}, 'ERR_VARLEN_SHAPE', 'targetIds');
     refused({ cuSeqlens: Int32Array.of(0, 1, 2, 4) }, PPO, {}, 'ERR_VARLEN_CU_SEQLENS', 'cuSeqlens');

@@ -19,12 +19,14 @@ import { bitsOf, device } from '../support/attention.js';
 import { countTensors, expectRefused, read, taken, values, wrong } from '../support/ops.js';
 import {
   batchOf,
+  CLIPS,
   lengthsOf,
   nameOf,
   planOf,
   type Responses,
   RULES,
   randomResponses,
+  rulesAtLevels,
   workedBatch,
 } from '../support/policy-loss.js';
 import { rejected } from '../support/thrown.js';
@@ -424,15 +426,9 @@ describe('refusals at the call', () => {
   });
 
   test('of choices that do not go together', () => {
-    refused('ERR_VARLEN_INCOMPATIBLE', 'ratio.level', clip({ kind: 'cispo', low: 0, high: 1 }, 'sequence'));
-    refused('ERR_VARLEN_INCOMPATIBLE', 'ratio.level', clip({ kind: 'sapo' }, 'sequence'));
-    refused('ERR_VARLEN_INCOMPATIBLE', 'ratio.level', clip({ kind: 'vespo' }, 'sequence'));
-    refused(
-      'ERR_VARLEN_INCOMPATIBLE',
-      'ratio.level',
-      clip({ kind: 'dppo-tv', deltaLow: 0, deltaHigh: 0 }, 'sequence'),
-    );
-    refused('ERR_VARLEN_INCOMPATIBLE', 'ratio.level', clip({ kind: 'ppo', clipLow: 0, clipHigh: 0 }, 'none'));
+    const undefinedPairs = rulesAtLevels(CLIPS, false);
+    expect(undefinedPairs).toHaveLength(4 * CLIPS.length - RULES.length);
+    for (const config of undefinedPairs) refused('ERR_VARLEN_INCOMPATIBLE', 'ratio.level', { config });
     refused('ERR_VARLEN_INCOMPATIBLE', 'entropy', { config: { entropy: { coef: 0.1 } } });
     refused('ERR_VARLEN_INCOMPATIBLE', 'advantages', {
       ...clip({ kind: 'gmpo', clipLow: 0.4, clipHigh: 0.4 }),

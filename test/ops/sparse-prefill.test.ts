@@ -210,6 +210,45 @@ test('results over a partition of the keys merge into the whole, in either order
   );
 });
 
+describe('the gradient of a merge', () => {
+  test('is the difference of its results, of out and of softmaxLse, to all four inputs', () => {
+    const state = (seed: number) => [randomTensor([9, 2, 8], seed), randomTensor([2, 9], seed + 1)] as const;
+    const inputs = [...state(31), ...state(41)];
+    for (const result of ['out', 'softmaxLse'] as const) {
+      const run = (...[o1, l1, o2, l2]: Tensor[]): Tensor =>
+        mergeAttentionStates({ out: o1, softmaxLse: l1 }, { out: o2, softmaxLse: l2 })[result];
+      expect(gradCheck(run, inputs)).toBeLessThan(1e-3);
+    }
+  });
+
+  test('over parts of the keys, it is the gradient of attention over all of them', async () => {
+    const { q, k, v, lengths } = problem(60, 60);
+    const dOut = randomTensor([60, 2, 16], 51);
+    const half = (odd: number): HeadPattern => ({
+      kind: 'vertical-slash-fixed',
+      vertical: Int32Array.from({ length: 30 }, (_, j) => 2 * j + odd),
+      slash: new Int32Array(0),
+    });
+    const leaves = await Promise.all(
+      [q, k, v].map(async (t) =>
+        Tensor.from(await t.toFloat32(), { shape: t.shape, device: 'cpu', requiresGrad: true }),
+      ),
+    );
+    const run = (pattern: HeadPattern): SparsePrefillResult => {
+      using plan = planPrefill({ heads: pattern }, q, k, { ...lengths, ...EXACT });
+      return sparsePrefill(plan, leaves[0], leaves[1], leaves[2]);
+    };
+    // Row 0 keeps no odd key: its log-sum-exp is -Infinity there.
+    mergeAttentionStates(run(half(0)), run(half(1))).out.backward(dOut);
+    const dense = varlenAttention(q, k, v, { ...lengths, causal: true });
+    const expected = varlenAttentionBackward(dOut, dense.saved);
+    for (const [i, name] of (['dq', 'dk', 'dv'] as const).entries()) {
+      const got = await leaves[i].grad!.toFloat32();
+      expect(worst(got, await expected[name].toFloat32())).toBeLessThan(2e-5);
+    }
+  });
+});
+
 test('no queries give an empty result, and no keys give 0 and -Infinity', async () => {
   const none = problem(0, 5);
   using empty = planPrefill({ heads: { kind: 'a-shape', sink: 1, local: 1 } }, none.q, none.k, {
@@ -374,6 +413,19 @@ describe('errors', () => {
       expect(failing(() => sparsePrefill(plan, q, inputs.k, inputs.v, given)).code).toBe(
         'ERR_VARLEN_INCOMPATIBLE',
       );
+    }
+  });
+
+  test('an output given to a recorded merge is ERR_VARLEN_INCOMPATIBLE', () => {
+    const leaf = Tensor.from(new Float32Array(9 * 2 * 8), {
+      shape: [9, 2, 8],
+      device: 'cpu',
+      requiresGrad: true,
+    });
+    const softmaxLse = randomTensor([2, 9], 1);
+    const state = { out: leaf, softmaxLse };
+    for (const given of [{ out: randomTensor([9, 2, 8], 1) }, { softmaxLse: randomTensor([2, 9], 2) }]) {
+      expect(failing(() => mergeAttentionStates(state, state, given)).code).toBe('ERR_VARLEN_INCOMPATIBLE');
     }
   });
 

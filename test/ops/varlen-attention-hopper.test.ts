@@ -1,5 +1,12 @@
 import { describe, expect, test } from 'vitest';
-import { scope, Tensor, type VarlenAttentionOptions, varlenAttention } from '../../src/index.js';
+import {
+  type DType,
+  scope,
+  Tensor,
+  type VarlenAttentionOptions,
+  varlenAttention,
+  varlenAttentionBackward,
+} from '../../src/index.js';
 import { gpu } from '../support/emulated-gpu.js';
 import { normals } from '../support/random.js';
 
@@ -36,6 +43,23 @@ function outputs(shape: Shape, device: 'cpu' | 'cuda', options: VarlenAttentionO
   });
 }
 
+/** Gradients of the sum of out times normals and of lse times normals, as float32 numbers. */
+function gradients(shape: Shape, dtype: DType, device: 'cpu' | 'cuda', options: VarlenAttentionOptions) {
+  return scope(() => {
+    const { rows, numHeads, numKvHeads, headDim } = shape;
+    const make = (heads: number, seed: number) =>
+      Tensor.from(normals(rows * heads * headDim, seed), { shape: [rows, heads, headDim], dtype, device });
+    const { saved } = varlenAttention(make(numHeads, 1), make(numKvHeads, 2), make(numKvHeads, 3), options);
+    const dLse = Tensor.from(normals(numHeads * rows, 5), { shape: [numHeads, rows], device });
+    const made = () => Number(gpu('count encode'));
+    const before = made();
+    const { dq, dk, dv } = varlenAttentionBackward(make(numHeads, 4), saved, { dLse });
+    const read = (t: Tensor) => t.to('float32').dataSync() as Float32Array;
+    const values = { dq: read(dq), dk: read(dk), dv: read(dv) };
+    return { values, maps: made() - before };
+  });
+}
+
 function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {
   let largest = 0;
   for (let i = 0; i < a.length; i++) {
@@ -55,6 +79,21 @@ function mapsOf(shape: Shape, options: VarlenAttentionOptions): number {
   expect(distance(there.out, here.out)).toBeLessThanOrEqual(0.03);
   expect(distance(there.lse, here.lse)).toBeLessThanOrEqual(1e-5);
   return made() - before;
+}
+
+/** Tensor maps that one backward call makes: two for each pass that loads by TMA. */
+function backwardMapsOf(shape: Shape, options: VarlenAttentionOptions, dtype: DType = 'bfloat16'): number {
+  const there = gradients(shape, dtype, 'cuda', options);
+  expect(gpu('fault')).toBe('');
+  const here = gradients(shape, dtype, 'cpu', options);
+  for (const name of ['dq', 'dk', 'dv'] as const) {
+    const want = here.values[name];
+    const largest = distance(want, new Float32Array(want.length));
+    // The devices round P and dU to the dtype at different places.
+    const units = 4 * largest * (dtype === 'bfloat16' ? 2 ** -8 : 2 ** -11);
+    expect(distance(there.values[name], want), name).toBeLessThanOrEqual(units);
+  }
+  return there.maps;
 }
 
 const shape: Shape = { rows: 75, numHeads: 4, numKvHeads: 2, headDim: 40 };
@@ -89,5 +128,50 @@ describe('varlenAttention on compute capability 9.0', () => {
   test('takes the path of other GPUs where rows are not on 16 bytes', () => {
     expect(mapsOf({ ...shape, headDim: 20 }, { cuSeqlens, causal: true })).toBe(0);
     expect(mapsOf({ ...shape, headDim: 25 }, { cuSeqlens, causal: true })).toBe(0);
+  });
+});
+
+describe('varlenAttentionBackward on compute capability 9.0', () => {
+  test.each(OPTIONS)('loads by TMA and agrees with the CPU: %s', (_, options) => {
+    for (const dtype of ['bfloat16', 'float16'] as const) {
+      expect(backwardMapsOf(shape, { cuSeqlens, ...options }, dtype)).toBe(4);
+    }
+  });
+
+  test('sees trees as the CPU does', () => {
+    // A prompt of 30 rows, and four answers of ten that see it and not each other.
+    const keyEnd = Int32Array.from({ length: 70 }, (_, j) =>
+      j < 30 ? 70 : 40 + 10 * Math.floor((j - 30) / 10),
+    );
+    const tree = { cuSeqlens: Int32Array.of(0, 70), causal: true, keyEnd };
+    expect(backwardMapsOf({ ...shape, rows: 70 }, tree)).toBe(4);
+  });
+
+  // From 192 on dk and dv are passes of their own.
+  test.each([
+    [64, 4],
+    [96, 4],
+    [128, 4],
+    [192, 6],
+    [256, 6],
+  ])('has kernels for head dimension %i', (headDim, maps) => {
+    const wide = { ...shape, rows: 40, numHeads: 3, numKvHeads: 1, headDim };
+    expect(backwardMapsOf(wide, { cuSeqlens: Int32Array.of(0, 17, 40), causal: true })).toBe(maps);
+  });
+
+  test('takes the kernels of other GPUs where rows are not on 16 bytes', () => {
+    expect(backwardMapsOf({ ...shape, headDim: 20 }, { cuSeqlens, causal: true })).toBe(0);
+  });
+
+  test('leaves groups of more heads than a block has columns to the kernel of other GPUs', () => {
+    const few = { rows: 20, numHeads: 130, numKvHeads: 1, headDim: 16 };
+    expect(backwardMapsOf(few, { cuSeqlens: Int32Array.of(0, 9, 20), causal: true })).toBe(2);
+  });
+
+  test('gives the same bits every time', () => {
+    const runs = Array.from({ length: 3 }, () =>
+      gradients(shape, 'bfloat16', 'cuda', { cuSeqlens, causal: true }),
+    );
+    for (const { values } of runs) expect(values).toEqual(runs[0].values);
   });
 });

@@ -1,5 +1,6 @@
 import fc from 'fast-check';
-import type { PolicyLossConfig, ResponseArrays } from '../../src/rl/index.js';
+import type { ResponseArrays } from '../../src/rl/index.js';
+import { type Rule, rulesAtLevels } from '../support/policy-loss.js';
 
 export const token: { readonly level: 'token' } = { level: 'token' };
 export const none: { readonly kind: 'none' } = { kind: 'none' };
@@ -38,20 +39,17 @@ export const batches: fc.Arbitrary<ResponseArrays> = fc
     };
   });
 
-/** Every rule at every level that goes with it. */
-export const RULES: readonly (PolicyLossConfig & { readonly ratio: { readonly onPolicy?: false } })[] = [
-  { ratio: { level: 'none' }, clip: none },
-  ...(['token', 'sequence', 'sequence-token'] as const).flatMap((level) => [
-    { ratio: { level }, clip: none },
-    { ratio: { level }, clip: ppo },
-    { ratio: { level }, clip: { ...ppo, kind: 'dual' as const, dualClip: 1.5 } },
-    { ratio: { level }, clip: { ...ppo, kind: 'two-sided' as const, delta: 1.6 } },
-  ]),
-  { ratio: token, clip: { kind: 'cispo', low: 0, high: 1.28 } },
-  { ratio: token, clip: { kind: 'sapo' } },
-  { ratio: token, clip: { kind: 'dppo-tv', deltaLow: 0.1, deltaHigh: 0.1 } },
-  { ratio: token, clip: { kind: 'dppo-kl', deltaLow: 0.05, deltaHigh: 0.05 } },
-  { ratio: token, clip: { kind: 'vespo' } },
-  { ratio: token, clip: { kind: 'dro', beta: 0.3 } },
-  { ratio: { level: 'sequence' }, clip: { kind: 'gmpo', clipLow: 0.4, clipHigh: 0.4 } },
-];
+/** Every rule at every level that goes with it, with bounds between those log ratios. */
+export const RULES: readonly Rule[] = rulesAtLevels([
+  none,
+  ppo,
+  { ...ppo, kind: 'dual', dualClip: 1.5 },
+  { ...ppo, kind: 'two-sided', delta: 1.6 },
+  { kind: 'cispo', low: 0, high: 1.28 },
+  { kind: 'sapo' },
+  { kind: 'gmpo', clipLow: 0.4, clipHigh: 0.4 },
+  { kind: 'dppo-tv', deltaLow: 0.1, deltaHigh: 0.1 },
+  { kind: 'dppo-kl', deltaLow: 0.05, deltaHigh: 0.05 },
+  { kind: 'vespo' },
+  { kind: 'dro', beta: 0.3 },
+]);

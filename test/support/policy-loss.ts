@@ -1,4 +1,11 @@
-import { type PolicyLossConfig, type ResponseBatch, type SequenceScales, Tensor } from '../../src/index.js';
+import {
+  type ClipRule,
+  type PolicyLossConfig,
+  type RatioLevel,
+  type ResponseBatch,
+  type SequenceScales,
+  Tensor,
+} from '../../src/index.js';
 import { lengthHash } from '../../src/ops/length-hash.js';
 import type { PolicyLossInputs } from '../../src/testing/index.js';
 import { device } from './attention.js';
@@ -107,34 +114,50 @@ export function randomResponses(lengths: readonly number[], random: () => number
   return responses;
 }
 
-/** Every legal pair of a level and a rule. */
-export const RULES: readonly (PolicyLossConfig & { readonly ratio: { readonly onPolicy?: false } })[] = [
-  ...(['none', 'token', 'sequence', 'sequence-token'] as const).map(
-    (level) => ({ ratio: { level }, clip: { kind: 'none' } }) as const,
-  ),
-  ...(['token', 'sequence', 'sequence-token'] as const).flatMap((level) =>
-    (
-      [
-        { kind: 'ppo', clipLow: 0.2, clipHigh: 0.28 },
-        { kind: 'dual', clipLow: 0.2, clipHigh: 0.28, dualClip: 1.4 },
-        { kind: 'two-sided', clipLow: 0.2, clipHigh: 0.28, delta: 1.3 },
-      ] as const
-    ).map((clip) => ({ ratio: { level }, clip })),
-  ),
-  ...(['token', 'sequence-token'] as const).flatMap((level) =>
-    (
-      [
-        { kind: 'cispo', low: 0.7, high: 1.28 },
-        { kind: 'sapo' },
-        { kind: 'dppo-tv', deltaLow: 0.04, deltaHigh: 0.05, cap: 1.3 },
-        { kind: 'dppo-kl', deltaLow: 0.04, deltaHigh: 0.05 },
-      ] as const
-    ).map((clip) => ({ ratio: { level }, clip })),
-  ),
-  { ratio: { level: 'sequence' }, clip: { kind: 'gmpo', clipLow: 0.3, clipHigh: 0.4 } },
-  { ratio: { level: 'token' }, clip: { kind: 'vespo' } },
-  { ratio: { level: 'token' }, clip: { kind: 'dro', beta: 0.3 } },
+/** Levels that a rule is defined at, as the specification says (rl-objectives, section 4). */
+const LEVELS_OF: Readonly<Record<ClipRule['kind'], readonly RatioLevel[]>> = {
+  none: ['none', 'token', 'sequence', 'sequence-token'],
+  ppo: ['token', 'sequence', 'sequence-token'],
+  dual: ['token', 'sequence', 'sequence-token'],
+  'two-sided': ['token', 'sequence', 'sequence-token'],
+  cispo: ['token', 'sequence-token'],
+  sapo: ['token', 'sequence-token'],
+  'dppo-tv': ['token', 'sequence-token'],
+  'dppo-kl': ['token', 'sequence-token'],
+  gmpo: ['token', 'sequence'],
+  vespo: ['token'],
+  dro: ['token'],
+};
+
+/** A rule at a level, with old log-probabilities. */
+export type Rule = PolicyLossConfig & { readonly ratio: { readonly onPolicy?: false } };
+
+/** These rules at every level they are defined at, or at every other. */
+export function rulesAtLevels(clips: readonly ClipRule[], defined = true): Rule[] {
+  return clips.flatMap((clip) =>
+    LEVELS_OF.none
+      .filter((level) => LEVELS_OF[clip.kind].includes(level) === defined)
+      .map((level) => ({ ratio: { level }, clip }) as Rule),
+  );
+}
+
+/** One rule of every kind, whose bounds random ratios meet from both sides. */
+export const CLIPS: readonly ClipRule[] = [
+  { kind: 'none' },
+  { kind: 'ppo', clipLow: 0.2, clipHigh: 0.28 },
+  { kind: 'dual', clipLow: 0.2, clipHigh: 0.28, dualClip: 1.4 },
+  { kind: 'two-sided', clipLow: 0.2, clipHigh: 0.28, delta: 1.3 },
+  { kind: 'cispo', low: 0.7, high: 1.28 },
+  { kind: 'sapo' },
+  { kind: 'gmpo', clipLow: 0.3, clipHigh: 0.4 },
+  { kind: 'dppo-tv', deltaLow: 0.04, deltaHigh: 0.05, cap: 1.3 },
+  { kind: 'dppo-kl', deltaLow: 0.04, deltaHigh: 0.05 },
+  { kind: 'vespo' },
+  { kind: 'dro', beta: 0.3 },
 ];
+
+/** Every legal pair of a level and a rule. */
+export const RULES: readonly Rule[] = rulesAtLevels(CLIPS);
 
 /** How a rule is called in a test's name. */
 export const nameOf = ({ ratio, clip }: Pick<PolicyLossConfig, 'ratio' | 'clip'>): string =>

@@ -55,6 +55,15 @@ class Launch {
     CopyIn(device, host, count * static_cast<int64_t>(sizeof(T)));
     return device;
   }
+  // The same for later tasks of this stream as well, until the reference goes. Another stream finds
+  // its own copy by `memory()`, which no other stream has while something of this one's is left.
+  template <class T>
+  const T* UploadAndKeep(const T* host, int64_t count, std::vector<StorageRef>* owner) {
+    const T* device = Upload(host, count);
+    if (device != nullptr) owner->push_back(scratches_.back());
+    return device;
+  }
+  const void* memory() const { return &scratch_; }
   // Where a kernel finds the array: uploaded if it came from the host, null if it is absent.
   template <class T>
   const T* DataOf(const HostOrTensor<T>& array) {

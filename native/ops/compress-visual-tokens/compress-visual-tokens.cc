@@ -91,4 +91,8 @@ Status Run(const Forward& params) {
   return params.features.device.kind == DeviceKind::kCuda ? RunCuda(params) : RunCpu(params);
 }
 
+Status Run(const Backward& params) {
+  return params.d_out.device.kind == DeviceKind::kCuda ? RunCuda(params) : RunCpu(params);
+}
+
 }  // namespace varlen::compress_visual_tokens

@@ -23,11 +23,14 @@
 //
 // A kept token becomes the mean of its members: of all tokens in it, or (`uniform`) of what was
 // merged round by round, each counted once. `prune` keeps its own features instead. A protected
-// token is never merged into another, and keeps its own features.
+// token is never merged into another, and keeps its own features. So a row is a sum of its members'
+// features, each times a weight w of its own, and the gradient, which takes the choice as given, is
+//   d features[x] = w[x] * d out[assign[x]]
 namespace varlen::compress_visual_tokens {
 
 struct Forward {
   static constexpr const char* kName = "compressVisualTokens";
+  static constexpr bool kOnGpu = true;
 
   Tensor features;                       // [numTokens, hidden]
   Tensor metric;                         // [numTokens, metricDim], optional
@@ -44,6 +47,7 @@ struct Forward {
   Tensor size;         // [numRows] float32, tokens in each row, out
   Tensor cell;         // [numRows] int32, place of each row in its frame or image, out
   Tensor out_offsets;  // [numImages + 1] int32, rows of each image, out
+  Tensor weight;       // [numTokens] float32, of each token's features in its row, out
 
   template <class Visitor>
   void Visit(Visitor& visitor) {
@@ -64,19 +68,43 @@ struct Forward {
     visitor.Out("size", size, kFloat32, {"numRows"});
     visitor.Out("cell", cell, kInt32, {"numRows"});
     visitor.Out("outOffsets", out_offsets, kInt32, {"numImages+1"});
+    visitor.Out("weight", weight, kFloat32, {"numTokens"});
   }
   Status Validate() const;
 
   static constexpr TypeVar kMetric{"metricType", kFloats.allowed};
 };
 
+struct Backward {
+  static constexpr const char* kName = "compressVisualTokensBackward";
+  static constexpr bool kOnGpu = true;
+
+  Tensor d_out;           // [numRows, hidden]
+  Tensor assign, weight;  // what Forward gave
+  Tensor d_features;      // [numTokens, hidden], out
+
+  template <class Visitor>
+  void Visit(Visitor& visitor) {
+    visitor.In("dOut", d_out, kFloats, {"numRows", "hidden"});
+    visitor.In("assign", assign, kInt32, {"numTokens"});
+    visitor.In("weight", weight, kFloat32, {"numTokens"});
+    visitor.Out("dFeatures", d_features, kFloats, {"numTokens", "hidden"});
+  }
+  Status Validate() const { return {}; }
+};
+
 // Picks the device of features. Called by the stream, after Validate().
 Status Run(const Forward& params);
+Status Run(const Backward& params);
 
 Status RunCpu(const Forward& params);
+Status RunCpu(const Backward& params);
 Status RunCuda(const Forward& params);
+Status RunCuda(const Backward& params);
 
-// In float64, token by token from the text above; `out` and `size` are float64 tensors.
+// In float64, token by token from the text above; `out`, `size`, `weight` and `d_features` are
+// float64 tensors.
 Status RunReference(const Forward& params);
+Status RunReference(const Backward& params);
 
 }  // namespace varlen::compress_visual_tokens

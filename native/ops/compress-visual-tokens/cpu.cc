@@ -1,5 +1,8 @@
 // The CPU implementation, compiled per instruction set. Rounds go through all images in step: their
 // cosines are products of packed panels (core/gemm-inl.h), of which only each token's best is kept.
+//
+// The order of every sum that decides what merges is that of device.h, so that a GPU keeps the same
+// tokens as a CPU with fused multiply-add, whatever the width of its vectors.
 #include <cmath>
 #include <numeric>
 #include <vector>
@@ -10,9 +13,7 @@
 #define HWY_TARGET_INCLUDE "ops/compress-visual-tokens/cpu.cc"
 #include "hwy/foreach_target.h"
 //
-#include "core/elementwise-inl.h"
 #include "core/gemm-inl.h"
-#include "core/gradient-rows-inl.h"
 //
 #include "core/dispatch.h"
 #include "core/parallel.h"
@@ -42,6 +43,44 @@ struct Image {
   int64_t first_panel = 0;
 };
 
+// Sums of products are kept in this many chains, which no instruction set's vectors exceed.
+constexpr int64_t kChains = 32;
+
+// a . b of n elements, a multiple of kChains: element i adds to chain i mod 32, and the chains are
+// added in halves.
+HWY_INLINE float DotInChains(const float* a, const float* b, int64_t n) {
+  const Floats d;
+  constexpr int64_t kVectors = kChains / kLanes;
+  Vector sums[kVectors];
+  for (Vector& sum : sums) sum = hn::Zero(d);
+  for (int64_t i = 0; i < n; i += kChains) {
+    for (int64_t v = 0; v < kVectors; ++v) {
+      sums[v] =
+          hn::MulAdd(hn::LoadU(d, a + i + v * kLanes), hn::LoadU(d, b + i + v * kLanes), sums[v]);
+    }
+  }
+  HWY_ALIGN float chains[kChains];
+  for (int64_t v = 0; v < kVectors; ++v) hn::Store(sums[v], d, chains + v * kLanes);
+  for (int64_t half = kChains / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) chains[i] += chains[i + half];
+  }
+  return chains[0];
+}
+
+// sum += weight * from, n elements; `sum` has room for whole vectors.
+template <class T>
+HWY_INLINE void AddWeighted(const T* from, float weight, int64_t n, float* sum) {
+  const Floats d;
+  const Vector factor = hn::Set(d, weight);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    hn::StoreU(hn::MulAdd(LoadAsFloat(from + i), factor, hn::LoadU(d, sum + i)), d, sum + i);
+  }
+  if (i < n) {
+    hn::StoreU(hn::MulAdd(LoadFirst(from + i, n - i), factor, hn::LoadU(d, sum + i)), d, sum + i);
+  }
+}
+
 // to = (to_weight * to + from_weight * from) / their sum.
 HWY_INLINE void MixRow(const float* from, float from_weight, int64_t n, float to_weight,
                        float* to) {
@@ -61,7 +100,7 @@ class Compressor {
       : params_(params),
         num_tokens_(params.features.shape[0]),
         depth_((params.metric ? params.metric : params.features).shape[1]),
-        stride_(RoundUp(depth_, kLanes)),
+        stride_(RoundUp(depth_, kChains)),
         memory_(Workspace::BytesFor<float>(num_tokens_ * stride_) +
                 2 * Workspace::BytesFor<float>(num_tokens_)),
         metric_(memory_.Take<float>(num_tokens_ * stride_)),
@@ -117,7 +156,7 @@ class Compressor {
     Normalize(x);
   }
   void Normalize(int64_t x) {
-    const float square = DotRows(MetricOf(x), MetricOf(x), stride_);
+    const float square = DotInChains(MetricOf(x), MetricOf(x), stride_);
     inverse_norm_[x] = square == 0 ? 0.0f : 1.0f / std::sqrt(square);
   }
   // Token `from` goes into the metric of `to`.
@@ -143,7 +182,7 @@ class Compressor {
           continue;
         }
         const float cosine =
-            DotRows(MetricOf(x), MetricOf(y), stride_) * (inverse_norm_[x] * inverse_norm_[y]);
+            DotInChains(MetricOf(x), MetricOf(y), stride_) * (inverse_norm_[x] * inverse_norm_[y]);
         if (cosine > best.score) best = {cosine, best.from, kept[k]};
       }
       if (!(best.score >= static_cast<float>(params_.threshold))) {
@@ -344,9 +383,9 @@ class Compressor {
     for (const Image& image : images_)
       image_begin.insert(image_begin.end(), image.left.size(), image.begin);
     return ParallelForRange(num_rows, 16, [&](int64_t begin, int64_t end) {
-      Workspace memory(Workspace::BytesFor<float>(RoundUp(hidden, kLanes)) * 2);
-      float* sum = memory.Take<float>(RoundUp(hidden, kLanes));
-      float* scaled = memory.Take<float>(RoundUp(hidden, kLanes));
+      const int64_t width = RoundUp(hidden, kLanes);
+      Workspace memory(Workspace::BytesFor<float>(width));
+      float* sum = memory.Take<float>(width);
       for (int64_t row = begin; row < end; ++row) {
         T* out = params_.out.data<T>() + row * hidden;
         if (row >= used) {
@@ -362,17 +401,19 @@ class Compressor {
         params_.cell.data<int32_t>()[row] =
             static_cast<int32_t>(params_.frame_tokens > 0 ? place % params_.frame_tokens : place);
         const T* features = params_.features.data<T>();
-        if (params_.prune || Protected(x) || first[n + 1] - first[n] == 1) {
-          std::copy_n(features + x * hidden, hidden, out);
-          continue;
-        }
-        std::fill_n(sum, hidden, 0.0f);
+        float* weight = params_.weight.data<float>();
+        const bool own = params_.prune || Protected(x);  // keeps its own features
         const float share = 1.0f / static_cast<float>(first[n + 1] - first[n]);
+        std::fill_n(sum, width, 0.0f);
         for (int32_t m = first[n]; m < first[n + 1]; ++m) {
           const int64_t member = members[static_cast<size_t>(m)];
-          WidenRow(features + member * hidden, hidden, params_.uniform ? weight_[member] : share,
-                   scaled, RoundUp(hidden, kLanes));
-          AddRow(scaled, hidden, sum);
+          weight[member] =
+              own ? static_cast<float>(member == x) : (params_.uniform ? weight_[member] : share);
+          if (!own) AddWeighted(features + member * hidden, weight[member], hidden, sum);
+        }
+        if (own || first[n + 1] - first[n] == 1) {
+          std::copy_n(features + x * hidden, hidden, out);
+          continue;
         }
         StoreRow(sum, hidden, out);
       }
@@ -399,6 +440,29 @@ Status RunForward(const Forward& params) {
       });
 }
 
+Status RunBackward(const Backward& params) {
+  const int64_t num_tokens = params.assign.shape[0], hidden = params.d_out.shape[1];
+  return DispatchDType<float, bfloat16, half>(params.d_out.dtype, "dOut", [&]<class T>() {
+    return ParallelForRange(num_tokens, 16, [&](int64_t begin, int64_t end) {
+      const int64_t width = RoundUp(hidden, kLanes);
+      Workspace memory(Workspace::BytesFor<float>(width));
+      float* row = memory.Take<float>(width);
+      for (int64_t x = begin; x < end; ++x) {
+        T* to = params.d_features.data<T>() + x * hidden;
+        const float weight = params.weight.data<float>()[x];
+        // A token that its row does not show gets 0, whatever the row's gradient is.
+        if (weight == 0) {
+          std::fill_n(to, hidden, T(0.0f));
+          continue;
+        }
+        const int64_t from = params.assign.data<int32_t>()[x];
+        WidenRow(params.d_out.data<T>() + from * hidden, hidden, weight, row, width);
+        StoreRow(row, hidden, to);
+      }
+    });
+  });
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace varlen::compress_visual_tokens
 HWY_AFTER_NAMESPACE();
@@ -407,9 +471,11 @@ HWY_AFTER_NAMESPACE();
 namespace varlen::compress_visual_tokens {
 namespace {
 constexpr IsaTable<Status(const Forward&)> kForward = VARLEN_ISA_TABLE(RunForward);
+constexpr IsaTable<Status(const Backward&)> kBackward = VARLEN_ISA_TABLE(RunBackward);
 }  // namespace
 
 Status RunCpu(const Forward& params) { return kForward.Get()(params); }
+Status RunCpu(const Backward& params) { return kBackward.Get()(params); }
 
 }  // namespace varlen::compress_visual_tokens
 #endif

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstdint>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "core/op_reference.h"
@@ -17,7 +18,7 @@ struct Token {
   int64_t position = 0;
   double size = 1;
   Row features, metric;
-  std::vector<int64_t> members;
+  std::vector<std::pair<int64_t, double>> members;  // positions, and their weights in the features
   bool is_protected = false;
   double joined_at = 0;  // cosine at which it would have joined another
 };
@@ -38,14 +39,19 @@ void Mix(Row& to, double to_weight, const Row& from, double from_weight) {
 
 // `from` goes into `to`; `count` of them went there before in this round.
 void Merge(const Forward& params, Token& to, const Token& from, double count) {
+  double share = 0;  // of `from` in the mean
   if (!params.prune && !to.is_protected) {
     const double old = params.uniform ? count + 1 : to.size;
     const double add = params.uniform ? 1 : from.size;
     Mix(to.features, old, from.features, add);
     Mix(to.metric, old, from.metric, add);
+    share = add / (old + add);
   }
   to.size += from.size;
-  to.members.insert(to.members.end(), from.members.begin(), from.members.end());
+  for (auto& [position, weight] : to.members) weight *= 1 - share;
+  for (const auto& [position, weight] : from.members) {
+    to.members.emplace_back(position, weight * share);
+  }
 }
 
 void MergeRound(const Forward& params, int64_t target, std::vector<Token>& tokens) {
@@ -163,7 +169,7 @@ Status RunReference(const Forward& params) {
       for (int64_t d = 0; d < metric.shape[1]; ++d) {
         token.metric.push_back(ReadDouble(metric, x * metric.shape[1] + d));
       }
-      token.members = {x};
+      token.members = {{x, 1.0}};
       token.is_protected = params.protected_mask && params.protected_mask.data()[x] != 0;
       tokens.push_back(std::move(token));
     }
@@ -180,10 +186,26 @@ Status RunReference(const Forward& params) {
       const int64_t place = token.position - begin;
       params.cell.data<int32_t>()[row] =
           static_cast<int32_t>(params.frame_tokens > 0 ? place % params.frame_tokens : place);
-      for (int64_t x : token.members) params.assign.data<int32_t>()[x] = row;
+      for (const auto& [x, weight] : token.members) {
+        params.assign.data<int32_t>()[x] = row;
+        params.weight.data<double>()[x] = weight;
+      }
       ++row;
     }
     params.out_offsets.data<int32_t>()[i + 1] = row;
+  }
+  return {};
+}
+
+Status RunReference(const Backward& params) {
+  const int64_t hidden = params.d_out.shape[1];
+  for (int64_t x = 0; x < params.assign.size(); ++x) {
+    const double weight = ReadDouble(params.weight, x);
+    const int64_t row = params.assign.data<int32_t>()[x];
+    for (int64_t d = 0; d < hidden; ++d) {
+      params.d_features.data<double>()[x * hidden + d] =
+          weight * ReadDouble(params.d_out, row * hidden + d);
+    }
   }
   return {};
 }

@@ -99,6 +99,10 @@ TEST_CASE("compress visual tokens: protected tokens stay, minimums are kept") {
 }
 
 TEST_CASE("compress visual tokens: zeros and NaN are similar to nothing") {
+  // Nothing is less than opposite: the zeros go first, to the lower of two that they meet with 0.
+  Forward small = Op(DType::kF32, {0, 4}, 2, {3});
+  small.features = FromValues(DType::kF32, {4, 2}, {1, 0, -1, 0, 0, 0, -1, -.1});
+  CheckValues(Outputs(small)[2], {0, 1, 1, 2});
   Forward op = Op(DType::kF32, {0, 40}, 16, {22});
   for (int64_t d = 0; d < 16; ++d) Set(op.features, 6 * 16 + d, 0);
   CHECK(Inaccuracy(op, 1e-5) == "");
@@ -109,6 +113,60 @@ TEST_CASE("compress visual tokens: zeros and NaN are similar to nothing") {
     if (Get(outputs[1], row) == 8) alone = Get(outputs[3], row) == 1;
   }
   CHECK(alone);
+}
+
+TEST_CASE("compress visual tokens: of equals the lower position is taken, and goes first") {
+  Forward op = Op(DType::kF32, {0, 4}, 2, {3});
+  op.features = FromValues(DType::kF32, {4, 2}, {1, 1, 1, 0, 1, 1, 0, 1});
+  auto outputs = Outputs(op);
+  CheckValues(outputs[1], {1, 2, 3});
+  CheckValues(outputs[2], {0, 0, 1, 2});
+  op = Op(DType::kF32, {0, 3}, 2, {3});
+  op.features = FromValues(DType::kF32, {3, 2}, {1, 0, 0, 1, 1, 1});
+  op.threshold = .5;
+  CheckValues(Outputs(op)[2], {0, 1, 0});
+}
+
+TEST_CASE("compress visual tokens: weights are what each token's features count in their row") {
+  for (double threshold : {-1.0, 0.3}) {
+    for (int flags = 0; flags < 8; ++flags) {
+      CAPTURE(threshold);
+      CAPTURE(flags);
+      Forward op = Op(DType::kF32, {0, 70, 110}, 12, {9, 5});
+      op.threshold = threshold;
+      op.uniform = (flags & 1) != 0;
+      op.prune = (flags & 2) != 0;
+      if ((flags & 4) != 0) {
+        std::vector<int32_t> mask(110, 0);
+        for (size_t x : {3, 4, 80}) mask[x] = 1;
+        op.protected_mask = Host(mask);
+      }
+      const auto outputs = Outputs(op);
+      const Tensor &out = outputs[0], &assign = outputs[2], &weight = outputs[6];
+      std::vector<double> sums(static_cast<size_t>(out.size()), 0.0);
+      for (int64_t x = 0; x < 110; ++x) {
+        for (int64_t d = 0; d < 12; ++d) {
+          const auto at = static_cast<size_t>(Get(assign, x) * 12) + static_cast<size_t>(d);
+          sums[at] += Get(weight, x) * Get(op.features, x * 12 + d);
+        }
+      }
+      CheckValues(out, sums);
+    }
+  }
+}
+
+TEST_CASE("compress visual tokens: gradients agree with the reference in every dtype") {
+  for (DType dtype : kStorageTypes) {
+    for (int64_t hidden : {1, 16, 37}) {
+      Backward op;
+      op.d_out = Random(dtype, {5, hidden}, 3);
+      op.assign = FromValues(DType::kI32, {7}, {0, 4, 1, 2, 1, 3, 0});
+      op.weight = FromValues(DType::kF32, {7}, {.5, 1, .25, 0, .75, 1, .5});
+      CHECK(Inaccuracy(op, 1e-6) == "");
+      Set(op.d_out, 2 * hidden, NAN);  // token 3 is not in its row: nothing comes from it
+      CHECK(Get(Outputs(op)[0], 3 * hidden) == 0);
+    }
+  }
 }
 
 TEST_CASE("compress visual tokens: refuses targets that cannot be met") {

@@ -71,6 +71,41 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("vocabularyStatistics: agrees with the reference wherever the target's word is") {
+  for (DType dtype : kStorageTypes) {
+    for (const Shape& shape : {Shape{1, 1, 1}, Shape{130, 45, 515}}) {
+      for (int64_t first_word : {0, 3, 400}) {
+        const Forward forward = MakeForward(dtype, shape, true);
+        Statistics op;
+        op.head = forward.head;
+        op.tokens = forward.tokens;
+        op.shard = {first_word, shape.vocab + 400};
+        op.temperature = 0.75f;
+        op.softcap = 3;
+        op.logit_scale = 1.25f;
+        INFO(NameOf(dtype) << " vocab " << shape.vocab << " first word " << first_word);
+        CHECK(Inaccuracy(op, 2e-6) == "");
+      }
+    }
+  }
+}
+
+TEST_CASE("crossEntropyFromHidden: a shard that leaves the vocabulary is refused at the call") {
+  Forward op = MakeForward(DType::kF32, {4, 3, 5}, false);
+  const auto code = [&](VocabularyShard shard) {
+    op.shard = shard;
+    return op.Validate().code;
+  };
+  CHECK(code({0, 0}) == Code::kOk);
+  CHECK(code({3, 8}) == Code::kOk);
+  CHECK(code({4, 8}) == Code::kRange);
+  CHECK(code({-1, 8}) == Code::kRange);
+  CHECK(code({1, 0}) == Code::kRange);
+  CHECK(code({0, int64_t{1} << 31}) == Code::kRange);
+  op.head.hidden.device.kind = DeviceKind::kCuda;
+  CHECK(code({3, 8}) == Code::kUnsupported);
+}
+
 TEST_CASE("crossEntropyFromHidden: the reference's gradient is the difference of its loss") {
   const Shape shape{4, 3, 5};
   const Forward forward = MakeForward(DType::kF64, shape, true);

@@ -17,21 +17,25 @@ struct Case {
   const char* name;
   DType dtype;
   int64_t tokens, size, vocab;
-  bool entropy;
+  bool entropy = false;
+  double weights = 0.02;  // their size: logits of 0.6, or of 6 where few words have all the mass
+  double tile_filter = 0;
 };
 
 constexpr Case kCases[] = {
-    {"t512-d1024-v4096-float32", DType::kF32, 512, 1024, 4096, false},
+    {"t512-d1024-v4096-float32", DType::kF32, 512, 1024, 4096},
     {"t512-d1024-v4096-entropy-float32", DType::kF32, 512, 1024, 4096, true},
-    {"t512-d1024-v4096-bfloat16", DType::kBF16, 512, 1024, 4096, false},
-    {"t1024-d256-v8192-float32", DType::kF32, 1024, 256, 8192, false},
+    {"t512-d1024-v4096-bfloat16", DType::kBF16, 512, 1024, 4096},
+    {"t1024-d256-v8192-float32", DType::kF32, 1024, 256, 8192},
+    {"t1024-d256-v32768-sharp", DType::kF32, 1024, 256, 32768, false, 0.4},
+    {"t1024-d256-v32768-filter", DType::kF32, 1024, 256, 32768, false, 0.4, 0x1p-12},
 };
 
 // One sequence of all tokens under PPO.
 Forward MakeForward(const Case& c) {
   Forward op;
   op.head.hidden = Random(c.dtype, {c.tokens, c.size}, 1);
-  op.head.weight = Random(c.dtype, {c.vocab, c.size}, 2, 0.02);
+  op.head.weight = Random(c.dtype, {c.vocab, c.size}, 2, c.weights);
   std::vector<int32_t> targets;
   for (int64_t t = 0; t < c.tokens; ++t) targets.push_back(static_cast<int32_t>(t * 31 % c.vocab));
   op.options.target_ids = Host(targets);
@@ -56,11 +60,12 @@ Forward MakeForward(const Case& c) {
   return op;
 }
 
-Backward MakeBackward(const Forward& forward) {
+Backward MakeBackward(const Forward& forward, double tile_filter) {
   Backward op;
   op.d_loss = FromValues(DType::kF32, {}, {1});
   op.head = forward.head;
   op.options = forward.options;
+  op.tile_filter = tile_filter;
   op.d_logprobs = forward.d_logprobs;
   op.d_entropies = forward.d_entropies;
   op.lse = forward.lse;
@@ -75,7 +80,7 @@ bool RunCase(const Case& c, const bench::Flags& flags) {
   SetNumThreads(flags.threads);
   const Forward forward = MakeForward(c);
   if (!forward.Validate().ok() || !Run(forward).ok()) return false;
-  const Backward backward = MakeBackward(forward);
+  const Backward backward = MakeBackward(forward, c.tile_filter);
   if (!Run(backward).ok()) return false;
 
   constexpr int64_t kSide = 1024, kColumns = 2048;

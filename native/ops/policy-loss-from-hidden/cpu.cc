@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "core/loss/loss.h"
 #include "ops/policy-loss-from-hidden/policy-loss-from-hidden.h"
@@ -21,15 +22,20 @@ Status RunCpu(const Forward& params) {
   const LinearHead& head = params.head;
   std::vector<int32_t> rows, targets;
   Status status = ActiveRows(params.options, params.batch.loss_mask, head.total_tokens(),
-                             head.vocab_size(), &rows, &targets);
+                             params.shard.TotalWords(head.vocab_size()), &rows, &targets);
   if (!status.ok()) return status;
 
   const size_t n = rows.size();
   std::vector<double> lse(n);
   std::vector<float> target(n), entropy(n), squares(params.want_sum_squares ? n : 0);
-  status = ComputeRowStatistics(head.Logits(params.options.shape(), rows), targets.data(),
-                                {lse.data(), target.data(), entropy.data(),
-                                 params.want_sum_squares ? squares.data() : nullptr, nullptr});
+  const RowStatistics statistics{lse.data(), target.data(), entropy.data(),
+                                 params.want_sum_squares ? squares.data() : nullptr, nullptr};
+  if (params.statistics) {
+    ReadStatistics(params.statistics, rows, statistics);
+  } else {
+    status =
+        ComputeRowStatistics(head.Logits(params.options.shape(), rows), targets.data(), statistics);
+  }
   if (!status.ok()) return status;
   // The target's logit is one of those that lse sums: no rounding makes a probability above 1.
   for (size_t i = 0; i < n; ++i) target[i] = static_cast<float>(target[i] - lse[i]);
@@ -48,8 +54,9 @@ Status RunCpu(const Backward& params) {
   const LinearHead& head = params.head;
   std::vector<int32_t> rows, targets;
   Status status = ActiveRows(params.options, params.loss_mask, head.total_tokens(),
-                             head.vocab_size(), &rows, &targets);
+                             params.shard.TotalWords(head.vocab_size()), &rows, &targets);
   if (!status.ok()) return status;
+  targets = params.shard.Own(targets);
 
   const auto at = [](const Tensor& tensor, int64_t row) -> double {
     return tensor ? tensor.data<float>()[row] : 0.0f;
@@ -66,8 +73,11 @@ Status RunCpu(const Backward& params) {
     dense.push_back({static_cast<float>(-c - e * entropy), static_cast<float>(-e), 0.0f});
     sparse.push_back(static_cast<float>(c));
   }
+  double largest = 0;
+  for (float c : sparse) largest = std::max(largest, std::abs(double{c}));
   LinearGradients out;
   status = params.gradients.Prepare(rows, &out);
+  out.skip_below = static_cast<float>(params.tile_filter * largest);
   if (!status.ok()) return status;
   return ComputeLinearGradients(head.Logits(params.options.shape(), rows),
                                 {lse.data(), dense.data(), 1, targets.data(), sparse.data()}, out);

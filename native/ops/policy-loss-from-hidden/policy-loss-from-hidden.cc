@@ -22,10 +22,21 @@ Status Options::Validate(int64_t total_tokens) const {
 }
 
 Status Forward::Validate() const {
-  if (Status status = options.Validate(head.total_tokens()); !status.ok()) return status;
-  return batch.Validate(config, head.total_tokens());
+  Status status = options.Validate(head.total_tokens());
+  if (status.ok()) status = shard.Validate(head.vocab_size(), head.hidden.device);
+  return status.ok() ? batch.Validate(config, head.total_tokens()) : status;
 }
-Status Backward::Validate() const { return options.Validate(head.total_tokens()); }
+Status Backward::Validate() const {
+  Status status = options.Validate(head.total_tokens());
+  if (status.ok()) status = shard.Validate(head.vocab_size(), head.hidden.device);
+  if (!status.ok() || tile_filter == 0) return status;
+  if (!(tile_filter > 0 && tile_filter < 1)) {
+    return Invalid(Code::kRange, "tileFilter", "is out of range", std::to_string(tile_filter),
+                   "at least 0 (0 turns it off) and below 1");
+  }
+  if (head.hidden.device.kind != DeviceKind::kCuda) return {};
+  return {Code::kUnsupported, "tileFilter", "has no CUDA kernel", {}};
+}
 
 Status ActiveRows(const Options& options, const Tensor& loss_mask, int64_t total_tokens,
                   int64_t vocab_size, std::vector<int32_t>* rows, std::vector<int32_t>* targets) {

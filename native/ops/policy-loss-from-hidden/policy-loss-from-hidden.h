@@ -8,6 +8,7 @@
 #include "core/status.h"
 #include "core/tensor.h"
 #include "core/visit.h"
+#include "core/vocabulary-shard.h"
 
 // The policy loss from hidden states and the head's weight, without the logits:
 //
@@ -21,6 +22,10 @@
 // with c_t = d loss / d logprobs[t] and e_t = d loss / d entropies[t]. Tiles of logits are
 // computed, reduced and computed again for the gradient (core/linear-logits.h); a buffer of tokens
 // x vocabulary never exists. Rows with lossMask 0 are never read.
+//
+// The vocabulary may lie on several ranks (core/vocabulary-shard.h): the ranks' statistics together
+// are an input of Forward, Backward gives the gradients of this rank's words and this rank's share
+// of dHidden.
 namespace varlen::policy_loss_from_hidden {
 
 struct Options {
@@ -44,6 +49,8 @@ struct Forward {
 
   LinearHead head;
   Options options;
+  VocabularyShard shard;
+  Tensor statistics;  // [kNumRowStatistics, totalTokens] float64 of all ranks; absent: not split
   loss::Batch batch;
   loss::Config config;
   bool per_token = false, per_sequence = false;  // which optional outputs are wanted
@@ -64,6 +71,9 @@ struct Forward {
   void Visit(Visitor& v) {
     head.Visit(v);
     options.Visit(v);
+    shard.Visit(v);
+    v.In("statistics", statistics, kFloat64, {kNumRowStatisticsName, "totalTokens"},
+         Layout::kContiguous, Need::kOptional);
     batch.Visit(v);
     config.Visit(v);
     v.Flag("perToken", per_token);
@@ -92,7 +102,9 @@ struct Backward {
   Tensor d_logprobs_out, d_entropies_out;  // [totalTokens] float32: of those outputs; absent: 0
   LinearHead head;
   Options options;
-  Tensor loss_mask;                                // [totalTokens] uint8, absent: all 1
+  VocabularyShard shard;
+  double tile_filter = 0;  // tiles whose |du| all are below this times max |c_t| are left out
+  Tensor loss_mask;        // [totalTokens] uint8, absent: all 1
   Tensor d_logprobs, d_entropies, lse, entropies;  // of Forward; d_entropies may be absent
   LinearHeadGradients gradients;
 
@@ -104,6 +116,8 @@ struct Backward {
     v.In("dEntropiesOut", d_entropies_out, kFloat32, {"totalTokens"}, kDense, Need::kOptional);
     head.Visit(v);
     options.Visit(v);
+    shard.Visit(v);
+    v.Scalar("tileFilter", tile_filter);
     v.In("lossMask", loss_mask, kUint8, {"totalTokens"}, kDense, Need::kOptional);
     v.In("dLogprobs", d_logprobs, kFloat32, {"totalTokens"});
     v.In("dEntropies", d_entropies, kFloat32, {"totalTokens"}, kDense, Need::kOptional);
@@ -129,6 +143,7 @@ Status RunCuda(const Backward& params);
 
 // Everything in float64 from inputs of any float dtype, written straight from the formulas; outputs
 // are float64 tensors (sequence_tokens int32), of which those that are absent are left out.
+// Forward and Backward are those of a whole vocabulary: parts are tested by what they add up to.
 Status RunReference(const Forward& params);
 Status RunReference(const Backward& params);
 

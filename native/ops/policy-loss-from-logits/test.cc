@@ -97,9 +97,8 @@ Backward BackwardOf(const Forward& p, const std::vector<Tensor>& results, double
   return b;
 }
 
-TEST_CASE("Gradients of the reference are differences of its loss") {
+void CheckDifferences(Forward p) {
   constexpr double kStep = 1e-5;
-  Forward p = Make({{3, 4}, 5}, 3);
   p.logits = testing::CopyAs(p.logits, DType::kF64);
   const Tensor gradient =
       testing::ReferenceOutputs(BackwardOf(p, testing::ReferenceOutputs(p), 1.5))[0];
@@ -114,6 +113,26 @@ TEST_CASE("Gradients of the reference are differences of its loss") {
     logit = before;
     const double want = 1.5 * (above - below) / (2 * kStep);
     CHECK(std::abs(testing::Get(gradient, i) - want) <= 1e-9);
+  }
+}
+
+// Rules and penalties that stop no gradient: those that do are compared by policy-loss/test.cc,
+// whose derivatives by log-probabilities come in here as they are.
+TEST_CASE("Gradients of the reference are differences of its loss, with and without an entropy") {
+  for (double entropy_coef : {0.0, 0.3, -0.2}) {
+    for (Level level : {Level::kNone, Level::kToken, Level::kSequence}) {
+      for (Kl kl : {Kl::kNone, Kl::kK1, Kl::kAbs, Kl::kK2, Kl::kK3}) {
+        INFO("entropy " << entropy_coef << " level " << static_cast<int>(level) << " kl "
+                        << static_cast<int>(kl));
+        Forward p = Make({{3, 4}, 5}, 3);
+        p.config.ratio_level = static_cast<int64_t>(level);
+        if (level == Level::kNone) p.config.clip_kind = static_cast<int64_t>(Clip::kNone);
+        p.config.kl_kind = static_cast<int64_t>(kl);
+        p.config.kl_coef = kl == Kl::kNone ? 0 : 0.1;
+        p.config.entropy_coef = entropy_coef;
+        CheckDifferences(p);
+      }
+    }
   }
 }
 

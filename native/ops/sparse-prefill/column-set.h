@@ -69,6 +69,32 @@ class ColumnSet {
     }
   }
 
+  // The same in runs: fn(j, count, rows of a, rows of b) for keys j .. j + count - 1, which the
+  // same rows keep; a run may be cut anywhere.
+  template <class Fn>
+  static void ForRunsOfEither(const ColumnSet& a, const ColumnSet& b, const Fn& fn) {
+    for (int64_t w = 0; w < Words(a.size_); ++w) {
+      const uint64_t in_a = a.present_[w], in_b = b.present_[w];
+      for (uint64_t word = in_a | in_b; word != 0;) {
+        const int first = std::countr_zero(word);
+        const uint64_t bit = uint64_t{1} << first;
+        const int64_t j = w * 64 + first;
+        const bool is_a = (in_a & bit) != 0, is_b = (in_b & bit) != 0;
+        const RowBits of_a = is_a ? a.rows_[j] : 0, of_b = is_b ? b.rows_[j] : 0;
+        // Keys after it that stand in the same sets, and those of them with the same rows.
+        const uint64_t same = (is_a ? in_a : ~in_a) & (is_b ? in_b : ~in_b);
+        const int most = std::countr_one(same >> first);
+        int count = 1;
+        while (count < most && (!is_a || a.rows_[j + count] == of_a) &&
+               (!is_b || b.rows_[j + count] == of_b)) {
+          ++count;
+        }
+        fn(j, int64_t{count}, of_a, of_b);
+        word &= ~(FirstRows(count) << first);
+      }
+    }
+  }
+
   // Calls fn(j, rows) for every key, ascending.
   template <class Fn>
   void ForEach(const Fn& fn) const {

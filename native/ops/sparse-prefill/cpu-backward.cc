@@ -91,7 +91,7 @@ class Turns {
   bool held_ = false;
 };
 
-template <class T>
+template <class T, class Units>
 void RunTask(const Backward& params, const GradientTask& task, const std::atomic<bool>& failed) {
   const HeadGradient& head = *task.head;
   const int64_t query_row = params.lengths.cu_seqlens_q.data()[head.sequence];
@@ -103,7 +103,7 @@ void RunTask(const Backward& params, const GradientTask& task, const std::atomic
   head.tiles.RowsOf(task.tile, rows);
   Workspace memory(ColumnSet::BytesFor(columns));
   ColumnSet set(memory, columns);
-  GradientTile<T> block(params, head.head, query_row, key_row, rows, task.tile.count);
+  GradientTile<T, Units> block(params, head.head, query_row, key_row, rows, task.tile.count);
   Turns turns(task, failed);
   bool alive = true;
   const auto add = [&](int64_t j, const float* dk, const float* dv) HWY_ATTR {
@@ -157,13 +157,13 @@ Status TakeTurns(std::vector<GradientTask>& tasks) {
   return status;
 }
 
-template <class T>
+template <class T, class Units>
 Status RunTasks(const Backward& params, const std::vector<GradientTask>& tasks, int64_t begin,
                 int64_t end, std::atomic<bool>& failed) {
   return ParallelFor(end - begin, [&](int64_t i, int) {
     if (Cancelled()) return;
     try {
-      RunTask<T>(params, tasks[static_cast<size_t>(begin + i)], failed);
+      RunTask<T, Units>(params, tasks[static_cast<size_t>(begin + i)], failed);
     } catch (...) {
       failed.store(true);  // those who wait for this tile stop waiting
       throw;
@@ -190,7 +190,7 @@ int64_t SumFloats(const HeadGradient* heads, int64_t group, int64_t stride, int6
 }
 
 // Whole groups of query heads.
-template <class T>
+template <class T, class Units>
 Status RunBatch(const Backward& params, std::vector<HeadGradient>& heads, int64_t group,
                 int64_t floats) {
   const int64_t dim = params.q.shape[2], value_dim = params.v.shape[2];
@@ -229,8 +229,8 @@ Status RunBatch(const Backward& params, std::vector<HeadGradient>& heads, int64_
   });
   const int64_t num_slashes = first - tasks.begin();
   std::atomic<bool> failed{false};
-  status = RunTasks<T>(params, tasks, 0, num_slashes, failed);
-  if (status.ok()) status = RunTasks<T>(params, tasks, num_slashes, num_tasks, failed);
+  status = RunTasks<T, Units>(params, tasks, 0, num_slashes, failed);
+  if (status.ok()) status = RunTasks<T, Units>(params, tasks, num_slashes, num_tasks, failed);
   for (const KeySums& own : sums) {
     if (!status.ok()) break;
     const int64_t first_key = params.lengths.cu_seqlens_k.data()[own.sequence];
@@ -247,7 +247,7 @@ Status RunBatch(const Backward& params, std::vector<HeadGradient>& heads, int64_
   return status;
 }
 
-template <class T>
+template <class T, class Units>
 Status Differentiate(const Backward& params) {
   PlanView plan;
   Status status = PlanView::Open(params.plan, &plan);
@@ -270,7 +270,7 @@ Status Differentiate(const Backward& params) {
     floats +=
         SumFloats(&batch[batch.size() - static_cast<size_t>(group)], group, stride, value_stride);
     if (4 * floats < kSumBytes && i + 1 < num_seqs * num_heads) continue;
-    status = RunBatch<T>(params, batch, group, floats);
+    status = RunBatch<T, Units>(params, batch, group, floats);
     if (!status.ok()) return status;
     batch.clear();
     floats = 0;
@@ -279,8 +279,14 @@ Status Differentiate(const Backward& params) {
 }
 
 Status RunBackward(const Backward& params) {
-  return DispatchDType<float, bfloat16, half>(
-      params.q.dtype, "q", [&]<class Scalar>() { return Differentiate<Scalar>(params); });
+#if HWY_TARGET == HWY_AVX3
+  if (params.q.dtype == DType::kBF16 && ActiveIsa() == Isa::kAvx512Bf16) {
+    return Differentiate<bfloat16, Bfloat16Units>(params);
+  }
+#endif
+  return DispatchDType<float, bfloat16, half>(params.q.dtype, "q", [&]<class Scalar>() {
+    return Differentiate<Scalar, FloatUnits>(params);
+  });
 }
 
 }  // namespace HWY_NAMESPACE

@@ -79,18 +79,6 @@ struct Work {
 // then serves 128 rows, and its way through the cache is paid half as often. Whether they do
 // depends on the sequence and the pattern alone, as a row's bits must.
 constexpr int64_t kPairedRows = 4096;
-bool NearKeys(const Pattern& pattern) {
-  if (pattern.kind == Kind::kUnion) {
-    return std::all_of(pattern.children.begin(), pattern.children.end(), NearKeys);
-  }
-  return pattern.kind == Kind::kDense || pattern.kind == Kind::kAShape ||
-         pattern.kind == Kind::kTriShape || pattern.kind == Kind::kGrid;
-}
-bool SharesKeys(const Head& head, const Tile& a, const Tile& b) {
-  return head.sequence().q_length >= kPairedRows && a.stage == b.stage &&
-         a.stage != Stage::kSlashes && a.part == b.part && a.count == kTileRows &&
-         NearKeys(head.pattern());
-}
 
 template <class T, class Units>
 void RunTile(const Forward& params, const Problem& problem, const Work& work, bool keep_partial) {
@@ -170,7 +158,8 @@ Status RunBatch(const Forward& params, std::vector<Problem>& problems) {
     const std::vector<Tile>& tiles = p.tiles.tiles();
     for (size_t t = 0; t < tiles.size(); ++t) {
       Work work{static_cast<int32_t>(i), tiles[t], {}};
-      if (t + 1 < tiles.size() && SharesKeys(p.tiles, tiles[t], tiles[t + 1])) {
+      if (p.tiles.sequence().q_length >= kPairedRows && t + 1 < tiles.size() &&
+          p.tiles.ShareKeys(tiles[t], tiles[t + 1])) {
         work.second = tiles[++t];
       }
       (work.tile.stage == Stage::kSlashes ? slashes : others).push_back(work);
@@ -232,43 +221,6 @@ Status RunForward(const Forward& params) {
       params.q.dtype, "q", [&]<class Scalar>() { return Attend<Scalar, FloatUnits>(params); });
 }
 
-template <class T>
-Status MergeStates(const Merge& params) {
-  const int64_t rows = params.out.shape[0], heads = params.out.shape[1], dim = params.out.shape[2];
-  return ParallelFor(heads, [&](int64_t head, int) HWY_ATTR {
-    const Floats d;
-    for (int64_t row = 0; row < rows; ++row) {
-      const float l1 = params.lse1.data<float>()[head * rows + row];
-      const float l2 = params.lse2.data<float>()[head * rows + row];
-      const float top = std::max(l1, l2);
-      const float lse =
-          top == -kInfinity ? -kInfinity : top + std::log1p(std::exp(-std::abs(l1 - l2)));
-      const float w1 = lse == -kInfinity ? 0.0f : std::exp(l1 - lse);
-      const float w2 = lse == -kInfinity ? 0.0f : std::exp(l2 - lse);
-      const T* from1 = ElementAt<T>(params.out1, row, head);
-      const T* from2 = ElementAt<T>(params.out2, row, head);
-      T* to = ElementAt<T>(params.out, row, head);
-      for (int64_t i = 0; i < dim; i += kLanes) {
-        const int64_t n = std::min(kLanes, dim - i);
-        const Vector a = n == kLanes ? LoadAsFloat(from1 + i) : LoadFirst(from1 + i, n);
-        const Vector b = n == kLanes ? LoadAsFloat(from2 + i) : LoadFirst(from2 + i, n);
-        // Both orders of the two products, so that swapping the states changes no bit.
-        const Vector u = hn::Set(d, w1), v = hn::Set(d, w2);
-        const Vector twice =
-            hn::Add(hn::MulAdd(a, u, hn::Mul(b, v)), hn::MulAdd(b, v, hn::Mul(a, u)));
-        const Vector sum = hn::Mul(twice, hn::Set(d, 0.5f));
-        StoreFirst(sum, to + i, n);
-      }
-      params.softmax_lse.data<float>()[head * rows + row] = lse;
-    }
-  });
-}
-
-Status RunMerge(const Merge& params) {
-  return DispatchDType<float, bfloat16, half>(
-      params.out.dtype, "out1", [&]<class Scalar>() { return MergeStates<Scalar>(params); });
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace varlen::sparse_prefill
 HWY_AFTER_NAMESPACE();
@@ -277,11 +229,9 @@ HWY_AFTER_NAMESPACE();
 namespace varlen::sparse_prefill {
 namespace {
 constexpr IsaTable<Status(const Forward&)> kForward = VARLEN_ISA_TABLE(RunForward);
-constexpr IsaTable<Status(const Merge&)> kMerge = VARLEN_ISA_TABLE(RunMerge);
 }  // namespace
 
 Status RunCpu(const Forward& params) { return kForward.Get()(params); }
-Status RunCpu(const Merge& params) { return kMerge.Get()(params); }
 
 }  // namespace varlen::sparse_prefill
 #endif

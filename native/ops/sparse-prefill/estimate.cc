@@ -346,16 +346,17 @@ class Resolver {
     return std::sqrt(std::max(0.0, divergence)) < kJensenShannonLimit;
   }
 
-  static std::vector<int64_t> Candidates(int64_t frame, int64_t max_stride) {
+  // Strides up to `length`, the span's: no longer one repeats.
+  static std::vector<int64_t> Candidates(int64_t frame, int64_t max_stride, int64_t length) {
     std::vector<int64_t> strides;
     if (frame > 0) {
-      for (int64_t s = 4; s <= frame; ++s) {
+      for (int64_t s = 4; s <= std::min(frame, length); ++s) {
         if (frame % s == 0) strides.push_back(s);
       }
       strides.push_back(2 * frame);
       return strides;
     }
-    for (int64_t s = 4; s <= max_stride; ++s) strides.push_back(s);
+    for (int64_t s = 4; s <= std::min(max_stride, length); ++s) strides.push_back(s);
     return strides;
   }
 
@@ -372,7 +373,7 @@ class Resolver {
     const int64_t sink = f[6], local = f[7] < 0 ? kDefaultLocal : f[7];
     const float min_gain = FloatAt(f[9]);
     const std::vector<int64_t> candidates =
-        f[2] > 0 ? std::vector<int64_t>{f[2]} : Candidates(f[10], f[8]);
+        f[2] > 0 ? std::vector<int64_t>{f[2]} : Candidates(f[10], f[8], n);
 
     // A sink would look like a line of every stride, a band like one of the smallest.
     const int64_t first = std::max(begin, sink), stop = std::max(first, end - local);

@@ -16,8 +16,9 @@ HWY_BEFORE_NAMESPACE();
 namespace varlen::sparse_prefill {
 namespace HWY_NAMESPACE {
 
-// All products in float32: a gradient is a sum over many rows, and bfloat16 weights would show.
-template <class T>
+// `Units`: what one step of the products multiplies (gemm-inl.h). With units of two bfloat16, P and
+// dU are rounded to bfloat16 for the products that they enter, as in dense attention and on a GPU.
+template <class T, class Units>
 class GradientTile {
  public:
   static constexpr int kExpDegree = std::is_same_v<T, float> ? 6 : 5;
@@ -34,29 +35,37 @@ class GradientTile {
         value_dim_(params.v.shape[2]),
         stride_(RoundUp(dim_, kLanes)),
         value_stride_(RoundUp(value_dim_, kLanes)),
-        memory_(QueryPanels<FloatUnits>::BytesFor(count, dim_) +
-                QueryPanels<FloatUnits>::BytesFor(count, value_dim_) +
-                Workspace::BytesFor<float>(kTileRows * RoundUp(dim_, kPanel)) +
-                Workspace::BytesFor<float>(kTileRows * RoundUp(value_dim_, kPanel)) +
+        depth_(UnitsFor<Units>(dim_)),
+        value_depth_(UnitsFor<Units>(value_dim_)),
+        memory_(QueryPanels<Units>::BytesFor(count, dim_) +
+                QueryPanels<Units>::BytesFor(count, value_dim_) +
+                Workspace::BytesFor<float>(kRowUnits * RoundUp(dim_, kPanel)) +
+                Workspace::BytesFor<float>(kRowUnits * RoundUp(value_dim_, kPanel)) +
                 2 * Workspace::BytesFor<float>(kTileRows) +
                 Workspace::BytesFor<float>(kTileRows * stride_) +
-                2 * Workspace::BytesFor<float>(kKeyBlock * stride_) +
-                Workspace::BytesFor<float>(kKeyBlock * RoundUp(dim_, kPanel)) +
-                2 * Workspace::BytesFor<float>(kKeyBlock * value_stride_) +
-                2 * Workspace::BytesFor<float>(kKeyBlock * kTileRows) +
+                Workspace::BytesFor<float>(kKeyBlock * DepthStride(depth_)) +
+                Workspace::BytesFor<float>(kKeyBlock * DepthStride(value_depth_)) +
+                Workspace::BytesFor<float>(kKeyUnits * RoundUp(dim_, kPanel)) +
+                Workspace::BytesFor<float>(kKeyBlock * stride_) +
+                Workspace::BytesFor<float>(kKeyBlock * value_stride_) +
+                2 * Workspace::BytesFor<float>(kKeyBlock * kScoreStride) +
+                (kPaired ? 3 : 0) * Workspace::BytesFor<float>(kKeyBlock * kRowUnits) +
                 Workspace::BytesFor<float>(NumSegments(params) * kTileRows)),
         dq_(memory_.Take<float>(kTileRows * stride_)),
-        keys_(memory_.Take<float>(kKeyBlock * stride_)),
+        keys_(memory_.Take<float>(kKeyBlock * DepthStride(depth_))),
         dk_(memory_.Take<float>(kKeyBlock * stride_)),
-        key_panels_(memory_.Take<float>(kKeyBlock * RoundUp(dim_, kPanel))),
-        values_(memory_.Take<float>(kKeyBlock * value_stride_)),
+        key_panels_(memory_.Take<float>(kKeyUnits * RoundUp(dim_, kPanel))),
+        values_(memory_.Take<float>(kKeyBlock * DepthStride(value_depth_))),
         dv_(memory_.Take<float>(kKeyBlock * value_stride_)),
-        weights_(memory_.Take<float>(kKeyBlock * kTileRows)),
-        d_scores_(memory_.Take<float>(kKeyBlock * kTileRows)),
+        weights_(memory_.Take<float>(kKeyBlock * kScoreStride)),
+        d_scores_(memory_.Take<float>(kKeyBlock * kScoreStride)),
+        weight_rows_(kPaired ? memory_.Take<float>(kKeyBlock * kRowUnits) : weights_),
+        d_score_rows_(kPaired ? memory_.Take<float>(kKeyBlock * kRowUnits) : d_scores_),
+        d_score_keys_(kPaired ? memory_.Take<float>(kKeyUnits * kTileRows) : d_scores_),
         lse_log2_(memory_.Take<float>(kTileRows)),
         delta_(memory_.Take<float>(kTileRows)),
-        query_panels_(memory_.Take<float>(kTileRows * RoundUp(dim_, kPanel))),
-        d_out_panels_(memory_.Take<float>(kTileRows * RoundUp(value_dim_, kPanel))),
+        query_panels_(memory_.Take<float>(kRowUnits * RoundUp(dim_, kPanel))),
+        d_out_panels_(memory_.Take<float>(kRowUnits * RoundUp(value_dim_, kPanel))),
         segment_bias_(memory_.Take<float>(NumSegments(params) * kTileRows)) {
     const auto row_of = [&](const Tensor& tensor) {
       return [&tensor, rows, query_row, head](int64_t r) {
@@ -64,10 +73,10 @@ class GradientTile {
       };
     };
     const auto q = row_of(params.q), d_out = row_of(params.d_out), out = row_of(params.out);
-    queries_.Pack<T>(memory_, count, dim_, scores_.query_scale(), q);
-    d_outs_.Pack<T>(memory_, count, value_dim_, 1.0f, d_out);
-    PackRowsToPanels<FloatUnits>(count, q, dim_, query_panels_, kTileRows);
-    PackRowsToPanels<FloatUnits>(count, d_out, value_dim_, d_out_panels_, kTileRows);
+    queries_.template Pack<T>(memory_, count, dim_, scores_.query_scale(), q);
+    d_outs_.template Pack<T>(memory_, count, value_dim_, 1.0f, d_out);
+    PackRowsToPanels<Units>(count, q, dim_, query_panels_, kRowUnits);
+    PackRowsToPanels<Units>(count, d_out, value_dim_, d_out_panels_, kRowUnits);
     // A row that keeps no key, and the rows of the last panel that are none: their weights are 0.
     std::fill_n(lse_log2_, kTileRows, kInfinity);
     std::fill_n(delta_, kTileRows, 0.0f);
@@ -115,19 +124,20 @@ class GradientTile {
         Differentiate<1>(p);
       }
     }
+    const int64_t row_units = UnitsFor<Units>(rows_);
     for (int64_t c = 0; c < dim_; c += kPanel) {
       const int64_t columns = std::min(kPanel, dim_ - c);
-      MultiplyPanel<Order::kColumns>(rows_, filled_, d_scores_, kTileRows,
-                                     key_panels_ + c * kKeyBlock, columns,
-                                     AddTile{dq_ + c, stride_});
-      MultiplyPanel<Order::kRows>(filled_, rows_, d_scores_, kTileRows,
-                                  query_panels_ + c * kTileRows, columns,
-                                  StoreTile{dk_ + c, stride_});
+      MultiplyPanel<Order::kColumns, Units>(rows_, UnitsFor<Units>(filled_), d_score_keys_,
+                                            kTileRows, key_panels_ + c * kKeyUnits, columns,
+                                            AddTile{dq_ + c, stride_});
+      MultiplyPanel<Order::kRows, Units>(filled_, row_units, d_score_rows_, kRowUnits,
+                                         query_panels_ + c * kRowUnits, columns,
+                                         StoreTile{dk_ + c, stride_});
     }
     for (int64_t c = 0; c < value_dim_; c += kPanel) {
-      MultiplyPanel<Order::kRows>(filled_, rows_, weights_, kTileRows,
-                                  d_out_panels_ + c * kTileRows, std::min(kPanel, value_dim_ - c),
-                                  StoreTile{dv_ + c, value_stride_});
+      MultiplyPanel<Order::kRows, Units>(
+          filled_, row_units, weight_rows_, kRowUnits, d_out_panels_ + c * kRowUnits,
+          std::min(kPanel, value_dim_ - c), StoreTile{dv_ + c, value_stride_});
     }
     for (int64_t c = 0; c < filled_; ++c) {
       add(column_[c], dk_ + c * stride_, dv_ + c * value_stride_);
@@ -138,6 +148,14 @@ class GradientTile {
   const float* dq(int64_t r) const { return dq_ + r * stride_; }  // not yet times the scale
 
  private:
+  static constexpr bool kPaired = Units::kPerUnit == 2;
+  static constexpr int64_t kKeyUnits = kKeyBlock / Units::kPerUnit;
+  static constexpr int64_t kRowUnits = kTileRows / Units::kPerUnit;
+  // Scores are kept in float32 for the whole tile, or, if they are rounded to units of their own,
+  // for one panel at a time.
+  static constexpr int64_t kScoreStride = kPaired ? kPanel : kTileRows;
+
+  static constexpr int64_t DepthStride(int64_t depth) { return RoundUp(depth, kLanes); }
   static int64_t NumSegments(const Backward& params) {
     return params.segments ? params.segment_bias.shape[2] : 0;
   }
@@ -154,29 +172,41 @@ class GradientTile {
         PrefetchRow(key(c + kPrefetchRows), dim_);
         PrefetchRow(value(c + kPrefetchRows), value_dim_);
       }
-      WidenRow(key(c), dim_, 1.0f, keys_ + c * stride_, stride_);
-      WidenRow(value(c), value_dim_, 1.0f, values_ + c * value_stride_, value_stride_);
+      PackRow<Units>(key(c), dim_, keys_ + c * DepthStride(depth_), DepthStride(depth_));
+      PackRow<Units>(value(c), value_dim_, values_ + c * DepthStride(value_depth_),
+                     DepthStride(value_depth_));
     }
-    PackRowsToPanels<FloatUnits>(filled_, key, dim_, key_panels_, kKeyBlock);
+    PackRowsToPanels<Units>(filled_, key, dim_, key_panels_, kKeyUnits);
   }
 
   // P and dU of one panel of rows, [key][row].
   template <int kVectors>
   void Differentiate(int64_t p) {
     const int64_t first = p * kPanel;
-    float *weights = weights_ + first, *d_scores = d_scores_ + first;
-    MultiplyPanel<Order::kRows>(filled_, dim_, keys_, stride_, queries_.Panel(p), kVectors * kLanes,
-                                StoreTile{weights, kTileRows});
-    MultiplyPanel<Order::kRows>(filled_, value_dim_, values_, value_stride_, d_outs_.Panel(p),
-                                kVectors * kLanes, StoreTile{d_scores, kTileRows});
+    const int64_t column = kPaired ? 0 : first;
+    float *weights = weights_ + column, *d_scores = d_scores_ + column;
+    const auto score = [&](auto finish) HWY_ATTR {
+      MultiplyPanel<Order::kRows, Units>(filled_, depth_, keys_, DepthStride(depth_),
+                                         queries_.Panel(p), kVectors * kLanes, finish);
+    };
+    if constexpr (kPaired) {
+      score(ScaleTile{weights, kScoreStride, scores_.query_scale()});
+    } else {
+      score(StoreTile{weights, kScoreStride});
+    }
+    MultiplyPanel<Order::kRows, Units>(filled_, value_depth_, values_, DepthStride(value_depth_),
+                                       d_outs_.Panel(p), kVectors * kLanes,
+                                       StoreTile{d_scores, kScoreStride});
     const Floats d;
     const Vector cap = hn::Set(d, scores_.cap_log2()), one = hn::Set(d, 1.0f);
     const RowBits all = FirstRows(static_cast<int>(std::min(kPanel, rows_ - first)));
+    // A unit may reach one row beyond the last: its weight must be 0 whatever the key holds.
+    const RowBits unmasked = kPaired ? FirstRows(static_cast<int>(kPanel)) : all;
     for (int64_t c = 0; c < filled_; ++c) {
       const RowBits kept = (kept_[c] >> first) & all;
       for (int v = 0; v < kVectors; ++v) {
-        float* weight_at = weights + c * kTileRows + v * kLanes;
-        float* d_score_at = d_scores + c * kTileRows + v * kLanes;
+        float* weight_at = weights + c * kScoreStride + v * kLanes;
+        float* d_score_at = d_scores + c * kScoreStride + v * kLanes;
         Vector score = hn::LoadU(d, weight_at), slope = one;
         if (scores_.capped()) {
           const Vector tanh = Tanh(score);
@@ -192,7 +222,7 @@ class GradientTile {
         Vector weight = Exp2<kExpDegree>(hn::Sub(score, row_lse));
         Vector d_score =
             hn::Mul(hn::Mul(weight, slope), hn::Sub(hn::LoadU(d, d_score_at), row_delta));
-        if (kept != all) {
+        if (kept != unmasked) {
           const auto lanes = LanesOf(kept, v);
           weight = hn::IfThenElseZero(lanes, weight);
           d_score = hn::IfThenElseZero(lanes, d_score);
@@ -201,23 +231,55 @@ class GradientTile {
         hn::StoreU(d_score, d, d_score_at);
       }
     }
+    if constexpr (kPaired) RoundScores<kVectors>(first);
+  }
+
+  // The panel's P and dU as the units of the products that follow: of rows for dv and dk, of keys
+  // for dq.
+  template <int kVectors>
+  void RoundScores(int64_t first) {
+    const Floats d;
+    const auto load = [&](const float* scores, int64_t c, int v) HWY_ATTR {
+      return v < kVectors && c < filled_ ? hn::LoadU(d, scores + c * kScoreStride + v * kLanes)
+                                         : hn::Zero(d);
+    };
+    for (int64_t c = 0; c < filled_; c += 2) {
+      Vector d_score[2][2];
+      for (int64_t k = 0; k < 2; ++k) {
+        for (int v = 0; v < 2; ++v) d_score[k][v] = load(d_scores_, c + k, v);
+        if (c + k == filled_) continue;
+        const int64_t at = (c + k) * kRowUnits + first / 2;
+        hn::StoreU(Units::Join(load(weights_, c + k, 0), load(weights_, c + k, 1)), d,
+                   weight_rows_ + at);
+        hn::StoreU(Units::Join(d_score[k][0], d_score[k][1]), d, d_score_rows_ + at);
+      }
+      for (int v = 0; v < kVectors; ++v) {
+        hn::StoreU(Units::Zip(d_score[0][v], d_score[1][v]), d,
+                   d_score_keys_ + c / 2 * kTileRows + first + v * kLanes);
+      }
+    }
   }
 
   const Backward& params_;
   Scores scores_;
   int64_t kv_head_, key_row_;
   int64_t rows_, dim_, value_dim_, stride_, value_stride_;
+  int64_t depth_, value_depth_;  // units of dim and of value dim
   Workspace memory_;
-  QueryPanels<FloatUnits> queries_, d_outs_;
-  float* dq_;                   // [kTileRows][stride]
-  float *keys_, *dk_;           // [kKeyBlock][stride]
-  float* key_panels_;           // [panels of dim][kKeyBlock][kPanel]
-  float *values_, *dv_;         // [kKeyBlock][value_stride]
-  float *weights_, *d_scores_;  // [kKeyBlock][kTileRows]
-  float *lse_log2_, *delta_;    // [kTileRows]
-  float* query_panels_;         // [panels of dim][kTileRows][kPanel]
-  float* d_out_panels_;         // [panels of value dim][kTileRows][kPanel]
-  float* segment_bias_;         // [segments][kTileRows], base 2
+  QueryPanels<Units> queries_, d_outs_;
+  float* dq_;                           // [kTileRows][stride]
+  float* keys_;                         // [kKeyBlock][units of dim]
+  float* dk_;                           // [kKeyBlock][stride]
+  float* key_panels_;                   // [panels of dim][kKeyUnits][kPanel]
+  float* values_;                       // [kKeyBlock][units of value dim]
+  float* dv_;                           // [kKeyBlock][value_stride]
+  float *weights_, *d_scores_;          // [kKeyBlock][kScoreStride]
+  float *weight_rows_, *d_score_rows_;  // [kKeyBlock][kRowUnits]
+  float* d_score_keys_;                 // [kKeyUnits][kTileRows]
+  float *lse_log2_, *delta_;            // [kTileRows]
+  float* query_panels_;                 // [panels of dim][kRowUnits][kPanel]
+  float* d_out_panels_;                 // [panels of value dim][kRowUnits][kPanel]
+  float* segment_bias_;                 // [segments][kTileRows], base 2
   const float* bias_ = nullptr;
   const int32_t* segments_ = nullptr;
   int64_t filled_ = 0;

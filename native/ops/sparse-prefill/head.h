@@ -32,6 +32,7 @@ class PlanView {
   int64_t num_heads() const { return header_.num_heads; }
   const SequenceInfo& sequence(int64_t b) const { return sequences_[static_cast<size_t>(b)]; }
   const Header& header() const { return header_; }
+  const int32_t* words() const { return words_; }
   const HeadWords& head_words(int64_t b, int64_t head) const {
     return heads_[static_cast<size_t>(b * num_heads() + head)];
   }
@@ -68,10 +69,21 @@ class Head {
   // ascending.
   template <class Fn>
   void ForColumns(const Tile& tile, bool lines, ColumnSet& set, const Fn& fn) const;
+  // Do tiles that follow each other keep nearly the same keys, so that they are better taken
+  // together? Slash tiles do not: each is one cell.
+  bool ShareKeys(const Tile& a, const Tile& b) const {
+    return a.stage == b.stage && a.stage != Stage::kSlashes && a.part == b.part &&
+           a.count == kTileRows && pattern_.NearKeys();
+  }
   // The keys of two tiles together: fn(j, rows of the first, rows of the second), ascending.
   template <class Fn>
   void ForColumnsOfPair(const Tile& first, const Tile& second, ColumnSet& first_set,
                         ColumnSet& second_set, const Fn& fn) const;
+  // The same in runs, fn(j, count, rows of the first, rows of the second) for keys j .. j + count -
+  // 1; the second tile may have no rows.
+  template <class Fn>
+  void ForRunsOfPair(const Tile& first, const Tile& second, ColumnSet& first_set,
+                     ColumnSet& second_set, const Fn& fn) const;
   // The same for any ascending rows, all stages at once.
   template <class Fn>
   void ForColumnsOfRows(const int32_t* rows, int count, bool lines, ColumnSet& set,
@@ -111,6 +123,11 @@ class Head::CausalRows {
     while (before_ < count_ && at_[before_] < j) ++before_;
     return rows & ~FirstRows(before_);
   }
+  // The first key after j that the mask takes from a row which sees j.
+  int64_t Next(int64_t j) {
+    while (before_ < count_ && at_[before_] < j) ++before_;
+    return before_ < count_ ? int64_t{at_[before_]} + 1 : INT64_MAX;
+  }
 
  private:
   const int32_t* at_;
@@ -142,6 +159,33 @@ void Head::ForColumnsOfPair(const Tile& first, const Tile& second, ColumnSet& fi
     b = of_second(j, b);
     if ((a | b) != 0) fn(j, a, b);
   });
+}
+
+template <class Fn>
+void Head::ForRunsOfPair(const Tile& first, const Tile& second, ColumnSet& first_set,
+                         ColumnSet& second_set, const Fn& fn) const {
+  int32_t rows[kTileRows], first_at[kTileRows], second_at[kTileRows];
+  RowsOf(first, rows);
+  FillColumns(PatternOf(first), first.stage, first.cell, rows, first.count, false, first_at,
+              first_set);
+  second_set.Clear();
+  if (second.count > 0) {
+    RowsOf(second, rows);
+    FillColumns(PatternOf(second), second.stage, second.cell, rows, second.count, false, second_at,
+                second_set);
+  }
+  CausalRows of_first(*sequence_, first_at, first.count);
+  CausalRows of_second(*sequence_, second_at, second.count);
+  ColumnSet::ForRunsOfEither(
+      first_set, second_set, [&](int64_t j, int64_t n, RowBits a, RowBits b) {
+        for (int64_t end = j + n; j < end;) {
+          const int64_t stop =
+              std::min(end, std::max(j + 1, std::min(of_first.Next(j), of_second.Next(j))));
+          const RowBits kept_a = of_first(j, a), kept_b = of_second(j, b);
+          if ((kept_a | kept_b) != 0) fn(j, stop - j, kept_a, kept_b);
+          j = stop;
+        }
+      });
 }
 
 template <class Fn>

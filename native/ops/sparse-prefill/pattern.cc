@@ -289,6 +289,15 @@ Status ReadPattern(const int32_t* words, int64_t offset, int64_t limit, int64_t 
   return {};
 }
 
+bool Pattern::NearKeys() const {
+  if (kind == Kind::kUnion) {
+    return std::all_of(children.begin(), children.end(),
+                       [](const Pattern& child) { return child.NearKeys(); });
+  }
+  return kind == Kind::kDense || kind == Kind::kAShape || kind == Kind::kTriShape ||
+         kind == Kind::kGrid;
+}
+
 int Pattern::PreferredRows() const {
   int rows = kTileRows;
   if (kind == Kind::kVerticalSlash && num_slashes > 0) {

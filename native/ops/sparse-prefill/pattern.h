@@ -182,6 +182,8 @@ struct Pattern {
   Grid grid;
   std::vector<Pattern> children;
 
+  // Do two tiles of rows that follow each other keep nearly the same keys?
+  bool NearKeys() const;
   // The largest tile of rows whose keys do not differ by more than the pattern itself says.
   int PreferredRows() const;
 };

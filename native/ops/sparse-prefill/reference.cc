@@ -351,4 +351,59 @@ Status RunReference(const Rebalance& params) {
   return {};
 }
 
+namespace {
+
+// What row `at` of two results counts for in their mean, and the log-sum-exp of both.
+struct MergeShares {
+  double lse, first, second;
+  MergeShares(const Tensor& lse1, const Tensor& lse2, int64_t at) {
+    const double a = ReadDouble(lse1, at), b = ReadDouble(lse2, at), top = std::max(a, b);
+    lse = top == -kInfinity ? top : top + std::log(std::exp(a - top) + std::exp(b - top));
+    first = lse == -kInfinity ? 0 : std::exp(a - lse);
+    second = lse == -kInfinity ? 0 : std::exp(b - lse);
+  }
+};
+
+}  // namespace
+
+Status RunReference(const Merge& params) {
+  const int64_t rows = params.out1.shape[0], heads = params.out1.shape[1];
+  const int64_t dim = params.out1.shape[2];
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t head = 0; head < heads; ++head) {
+      const MergeShares shares(params.lse1, params.lse2, head * rows + row);
+      params.softmax_lse.data<double>()[head * rows + row] = shares.lse;
+      for (int64_t d = 0; d < dim; ++d) {
+        params.out.data<double>()[(row * heads + head) * dim + d] =
+            shares.first * At(params.out1, row, head, d) +
+            shares.second * At(params.out2, row, head, d);
+      }
+    }
+  }
+  return {};
+}
+
+Status RunReference(const MergeBackward& params) {
+  const int64_t rows = params.d_out.shape[0], heads = params.d_out.shape[1];
+  const int64_t dim = params.d_out.shape[2];
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t head = 0; head < heads; ++head) {
+      const int64_t at = head * rows + row;
+      const MergeShares shares(params.lse1, params.lse2, at);
+      double apart = 0;
+      for (int64_t d = 0; d < dim; ++d) {
+        const double gradient = At(params.d_out, row, head, d);
+        params.d_out1.data<double>()[(row * heads + head) * dim + d] = shares.first * gradient;
+        params.d_out2.data<double>()[(row * heads + head) * dim + d] = shares.second * gradient;
+        apart += gradient * (At(params.out1, row, head, d) - At(params.out2, row, head, d));
+      }
+      const double moved = shares.first * shares.second * apart;
+      const double d_lse = params.d_lse ? ReadDouble(params.d_lse, at) : 0;
+      params.d_lse1.data<double>()[at] = shares.first * d_lse + moved;
+      params.d_lse2.data<double>()[at] = shares.second * d_lse - moved;
+    }
+  }
+  return {};
+}
+
 }  // namespace varlen::sparse_prefill

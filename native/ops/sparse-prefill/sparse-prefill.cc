@@ -178,9 +178,9 @@ Status Plan::Validate() const {
 }
 
 Status Run(const Forward& params) {
-  if (params.q.device.kind == DeviceKind::kCuda) return RunCuda(params);
   Status status = CheckPlan(params.plan, params.lengths, params.q.shape[1]);
-  return status.ok() ? RunCpu(params) : status;
+  if (!status.ok()) return status;
+  return params.q.device.kind == DeviceKind::kCuda ? RunCuda(params) : RunCpu(params);
 }
 Status Run(const Backward& params) {
   if (params.q.device.kind == DeviceKind::kCuda) return RunCuda(params);
@@ -201,6 +201,9 @@ Status Run(const Plan& params) {
 }
 Status Run(const Merge& params) {
   return params.out1.device.kind == DeviceKind::kCuda ? RunCuda(params) : RunCpu(params);
+}
+Status Run(const MergeBackward& params) {
+  return params.d_out.device.kind == DeviceKind::kCuda ? RunCuda(params) : RunCpu(params);
 }
 
 }  // namespace varlen::sparse_prefill

@@ -57,8 +57,10 @@ struct Lengths {
 
 struct Forward {
   static constexpr const char* kName = "sparsePrefill";
+  static constexpr bool kOnGpu = true;
+  static constexpr const char* kHostInput = "plan";
 
-  Tensor plan;      // [planWords] int32
+  Tensor plan;      // [planWords] int32, on the host
   Tensor q;         // [totalTokensQ, numHeads, headDim]
   Tensor k;         // [totalTokensK, numKvHeads, headDim]
   Tensor v;         // [totalTokensK, numKvHeads, valueDim]
@@ -266,9 +268,15 @@ struct Indices {
   Status Validate() const { return {}; }
 };
 
-// Joins two results over disjoint keys: lse = ln(e^lse1 + e^lse2), out their weighted mean.
+// Joins two results over disjoint keys: lse = ln(e^lse1 + e^lse2), out their mean weighted by
+// w1 = e^(lse1 - lse) and w2 = e^(lse2 - lse). Its gradient, with t = w1 w2 dout . (out1 - out2):
+//
+//   d out1 = w1 dout;   d out2 = w2 dout;   d lse1 = w1 dlse + t;   d lse2 = w2 dlse - t
+//
+// A row without keys has w = 0 and takes no gradient.
 struct Merge {
   static constexpr const char* kName = "mergeAttentionStates";
+  static constexpr bool kOnGpu = true;
 
   Tensor out1, out2;  // [totalTokensQ, numHeads, valueDim]
   Tensor lse1, lse2;  // [numHeads, totalTokensQ] float32
@@ -286,6 +294,32 @@ struct Merge {
   Status Validate() const { return {}; }
 };
 
+struct MergeBackward {
+  static constexpr const char* kName = "mergeAttentionStatesBackward";
+  static constexpr bool kOnGpu = true;
+
+  Tensor d_out;                           // [totalTokensQ, numHeads, valueDim]
+  Tensor out1, lse1, out2, lse2;          // as in Merge
+  Tensor d_lse;                           // [numHeads, totalTokensQ] float32, optional
+  Tensor d_out1, d_lse1, d_out2, d_lse2;  // shapes and dtypes of what they belong to, out
+
+  template <class Visitor>
+  void Visit(Visitor& visitor) {
+    visitor.In("dOut", d_out, kFloats, {"totalTokensQ", "numHeads", "valueDim"}, Layout::kRows);
+    visitor.In("out1", out1, kFloats, {"totalTokensQ", "numHeads", "valueDim"}, Layout::kRows);
+    visitor.In("lse1", lse1, kFloat32, {"numHeads", "totalTokensQ"});
+    visitor.In("out2", out2, kFloats, {"totalTokensQ", "numHeads", "valueDim"}, Layout::kRows);
+    visitor.In("lse2", lse2, kFloat32, {"numHeads", "totalTokensQ"});
+    visitor.In("dLse", d_lse, kFloat32, {"numHeads", "totalTokensQ"}, Layout::kContiguous,
+               Need::kOptional);
+    visitor.Out("dOut1", d_out1, kFloats, {"totalTokensQ", "numHeads", "valueDim"});
+    visitor.Out("dLse1", d_lse1, kFloat32, {"numHeads", "totalTokensQ"});
+    visitor.Out("dOut2", d_out2, kFloats, {"totalTokensQ", "numHeads", "valueDim"});
+    visitor.Out("dLse2", d_lse2, kFloat32, {"numHeads", "totalTokensQ"});
+  }
+  Status Validate() const { return {}; }
+};
+
 Status Run(const Forward& params);
 Status Run(const Backward& params);
 Status Run(const Rebalance& params);
@@ -294,22 +328,27 @@ Status Run(const Count& params);
 Status Run(const Mask& params);
 Status Run(const Indices& params);
 Status Run(const Merge& params);
+Status Run(const MergeBackward& params);
 
 Status RunCpu(const Forward& params);
 Status RunCpu(const Backward& params);
 Status RunCpu(const Rebalance& params);
 Status RunCpu(const Plan& params);
 Status RunCpu(const Merge& params);
+Status RunCpu(const MergeBackward& params);
 Status RunCuda(const Forward& params);
 Status RunCuda(const Backward& params);
 Status RunCuda(const Rebalance& params);
 Status RunCuda(const Plan& params);
 Status RunCuda(const Merge& params);
+Status RunCuda(const MergeBackward& params);
 
 // Everything in float64 from inputs of any float dtype, pair by pair from the definitions of the
 // patterns, sharing nothing with the tiles; outputs are float64 tensors. The oracle of the tests.
 Status RunReference(const Forward& params);
 Status RunReference(const Backward& params);
 Status RunReference(const Rebalance& params);
+Status RunReference(const Merge& params);
+Status RunReference(const MergeBackward& params);
 
 }  // namespace varlen::sparse_prefill

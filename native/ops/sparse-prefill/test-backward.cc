@@ -14,8 +14,9 @@ namespace {
 // The gradients of a forward call that ran, with its own out and softmax_lse.
 Backward BackwardOf(const Forward& forward) {
   Backward b;
+  // What stood there before: none of it may be left.
   const auto like = [](const Tensor& t) {
-    return Tensor::Empty(t.dtype, {t.shape[0], t.shape[1], t.shape[2]});
+    return RandomTensor(t.dtype, {t.shape[0], t.shape[1], t.shape[2]}, 8);
   };
   b.plan = forward.plan;
   b.q = forward.q;
@@ -63,7 +64,8 @@ void CheckAgainstReference(Forward forward, const char* name, const Tensor& d_ls
     double max = 0, worst = 0;
     for (int64_t i = 0; i < want.size(); ++i) {
       max = std::max(max, std::abs(want.data<double>()[i]));
-      worst = std::max(worst, std::abs(testing::Get(got, i) - want.data<double>()[i]));
+      const double apart = std::abs(testing::Get(got, i) - want.data<double>()[i]);
+      worst = std::isnan(apart) ? INFINITY : std::max(worst, apart);
     }
     CHECK(worst <= 2 * unit * max);
   }
@@ -128,9 +130,29 @@ TEST_CASE("no gradient flows through a row without keys, nor to rows of no seque
   forward.q = RandomTensor(DType::kF32, {83, shape.num_heads, shape.head_dim}, 1);
   forward.k = RandomTensor(DType::kF32, {83, shape.num_kv_heads, shape.head_dim}, 2);
   forward.v = RandomTensor(DType::kF32, {83, shape.num_kv_heads, shape.value_dim}, 3);
-  forward.out = Tensor::Empty(DType::kF32, {83, shape.num_heads, shape.value_dim});
+  forward.out = RandomTensor(DType::kF32, {83, shape.num_heads, shape.value_dim}, 7);
   forward.softmax_lse = Tensor::Empty(DType::kF32, {shape.num_heads, 83});
   CheckAgainstReference(forward, "rows of no sequence");
+}
+
+// A tile of an odd number of rows: what is computed beside its last row must not show.
+TEST_CASE("an infinite key that every query shuns has no weight, and a gradient of 0") {
+  for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+    CAPTURE(dtype);
+    const std::vector<Lens> lens{{31, 40}};
+    const Shape shape{dtype, 1, 1, 16, 16};
+    Forward forward = ForwardOf(lens, shape, PlanWords(lens, 1, Node(Kind::kAShape, {4, 63})));
+    for (int64_t i = 0; i < 31; ++i) testing::Set(forward.q, i * 16, -1);
+    testing::Set(forward.k, 3 * 16, INFINITY);
+    REQUIRE(Run(forward).ok());
+    Backward params = BackwardOf(forward);
+    REQUIRE(Run(params).ok());
+    for (int64_t d = 0; d < 16; ++d) {
+      CHECK(testing::Get(params.dk, 3 * 16 + d) == 0);
+      CHECK(testing::Get(params.dv, 3 * 16 + d) == 0);
+      CHECK(std::isfinite(testing::Get(params.dv, 9 * 16 + d)));
+    }
+  }
 }
 
 TEST_CASE("sparse prefill gradients have the same bits for any number of threads and any pack") {

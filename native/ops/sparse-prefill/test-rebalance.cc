@@ -47,7 +47,9 @@ double Worst(const Tensor& got, const Tensor& want) {
   double worst = 0;
   for (int64_t i = 0; i < want.size(); ++i) {
     const double w = want.data<double>()[i], g = testing::Get(got, i);
-    if (w != g) worst = std::max(worst, std::abs(w - g));
+    if (w == g) continue;
+    const double apart = std::abs(w - g);
+    worst = std::isnan(apart) ? INFINITY : std::max(worst, apart);
   }
   return worst;
 }
@@ -105,6 +107,24 @@ TEST_CASE("rebalanced attention is right for all dtypes, shares and strengths, w
       }
     }
   }
+}
+
+TEST_CASE("rebalanced attention gives a row without keys, and rows of no sequence, 0 and -inf") {
+  const std::vector<Lens> lens{{80, 80}};
+  const Words plan = PlanWords(lens, 2, VerticalSlash(64, {60, 70, 75}, {}));
+  Rebalance params = RebalanceOf(lens, {}, plan, {1, 1, 1});
+  CheckAgainstReference(params, "rows without keys");
+  CHECK(params.softmax_lse.data<float>()[10] == -INFINITY);
+  // Three rows more than the sequence has, of queries and of keys.
+  const Shape shape;
+  params.q = RandomTensor(DType::kF32, {83, shape.num_heads, shape.head_dim}, 1);
+  params.k = RandomTensor(DType::kF32, {83, shape.num_kv_heads, shape.head_dim}, 2);
+  params.v = RandomTensor(DType::kF32, {83, shape.num_kv_heads, shape.value_dim}, 3);
+  params.segments = FromWords(SegmentIds(83, 3));
+  params.out = RandomTensor(DType::kF32, {83, shape.num_heads, shape.value_dim}, 4);
+  params.softmax_lse = RandomTensor(DType::kF32, {shape.num_heads, 83}, 5);
+  params.segment_bias = RandomTensor(DType::kF32, {shape.num_heads, 83, 3}, 6);
+  CheckAgainstReference(params, "rows of no sequence");
 }
 
 TEST_CASE("the worked example of two images and a word of text") {

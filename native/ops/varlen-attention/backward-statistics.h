@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "core/device-reduce.h"
 #include "core/simt/simt.h"
 #include "ops/varlen-attention/device-params.h"
 
@@ -37,7 +38,7 @@ struct BackwardStatistics {
       const T* d_out = p.d_out.data + token * p.d_out.row + head * p.d_out.head;
       float delta = 0;
       for (int d = simt::LaneIndex(); d < p.head_dim; d += simt::kWarpSize) {
-        delta += simt::ToFloat(simt::Load(out + d)) * simt::ToFloat(simt::Load(d_out + d));
+        delta += LoadFloat(out + d) * LoadFloat(d_out + d);
       }
       for (int mask = 16; mask > 0; mask /= 2) delta += simt::ShuffleXor(delta, mask);
       if (simt::LaneIndex() != 0) continue;

@@ -11,10 +11,6 @@
 namespace varlen::varlen_attention {
 namespace {
 
-Status NoKernel(const char* argument, const std::string& feature) {
-  return {Code::kUnsupported, argument, "has no CUDA kernel for " + feature, {}};
-}
-
 bool Aligned16(const Tensor& tensor) {
   const int64_t element = SizeOf(tensor.dtype);
   return reinterpret_cast<uintptr_t>(tensor.address()) % 16 == 0 &&
@@ -83,22 +79,18 @@ struct Shared {
 };
 
 template <class T>
+DeviceMatrix<T> MatrixOf(const Tensor& tensor) {
+  return {tensor.data<std::remove_const_t<T>>(), tensor.strides[0], tensor.strides[1]};
+}
+
+template <class T>
 ForwardArguments<T> ArgumentsOf(cuda::Launch& launch, const Forward& p) {
   const Shared shared(launch, p);
-  return {.q = p.q.data<T>(),
-          .k = p.k.data<T>(),
-          .v = p.v.data<T>(),
-          .out = p.out.data<T>(),
+  return {.q = MatrixOf<const T>(p.q),
+          .k = MatrixOf<const T>(p.k),
+          .v = MatrixOf<const T>(p.v),
+          .out = MatrixOf<T>(p.out),
           .softmax_lse = p.softmax_lse.data<float>(),
-          .q_row = p.q.strides[0],
-          .q_head = p.q.strides[1],
-          .k_row = p.k.strides[0],
-          .k_head = p.k.strides[1],
-          .v_row = p.v.strides[0],
-          .v_head = p.v.strides[1],
-          .out_row = p.out.strides[0],
-          .out_head = p.out.strides[1],
-          .lse_stride = p.q.shape[0],
           .sequences = shared.sequences,
           .mask = shared.mask,
           .schedule = shared.schedule,
@@ -111,11 +103,6 @@ ForwardArguments<T> ArgumentsOf(cuda::Launch& launch, const Forward& p) {
           .softcap = p.options.softcap,
           .vector_loads = Aligned16(p.q) && Aligned16(p.k) && Aligned16(p.v),
           .vector_stores = Aligned16(p.out)};
-}
-
-template <class T>
-DeviceMatrix<T> MatrixOf(const Tensor& tensor) {
-  return {tensor.data<std::remove_const_t<T>>(), tensor.strides[0], tensor.strides[1]};
 }
 
 template <class T>
@@ -182,10 +169,10 @@ void RunSplits(cuda::Launch& launch, const Forward& p, ForwardArguments<T> argum
   arguments.softmax_lse = launch.Scratch<float>(arguments.splits * rows);
   arguments.partial_out = launch.Scratch<float>(arguments.splits * p.q.size());
   RunTiles<Kernel>(launch, arguments);
-  launch.Run<Combine>(CeilDiv(rows, Combine::kRowsPerBlock),
-                      {arguments.partial_out, arguments.softmax_lse, MatrixOf<T>(p.out),
-                       p.softmax_lse.data<float>(), p.q.shape[0], arguments.num_heads,
-                       arguments.head_dim, arguments.splits});
+  launch.Run<Combine>(
+      CeilDiv(rows, Combine::kRowsPerBlock),
+      {arguments.partial_out, arguments.softmax_lse, arguments.out, p.softmax_lse.data<float>(),
+       p.q.shape[0], arguments.num_heads, arguments.head_dim, arguments.splits});
 }
 
 // Can TMA load from the tensor, whose rows are on 16 bytes? A tensor map has no size of 0, and no
@@ -197,14 +184,35 @@ bool Mappable(const Tensor& tensor) {
   return tensor.shape[0] > 0 && fits(tensor.strides[0]) && fits(tensor.strides[1]);
 }
 
+// wgmma multiplies 16-bit elements.
+template <class T, int kHeadDim>
+bool UsesSm90a(const cuda::Launch& launch, const Forward& p, const ForwardArguments<T>& arguments) {
+  if constexpr (sizeof(T) == 2) {
+    return launch.HasSm90a<ForwardSm90a<T, kHeadDim>>() && arguments.vector_loads &&
+           Mappable(p.k) && Mappable(p.v);
+  } else {
+    return false;
+  }
+}
+
+template <class T, int kHeadDim>
+void RunSm90a(cuda::Launch& launch, const Forward& p, const ForwardArguments<T>& arguments) {
+  if constexpr (sizeof(T) == 2) {
+    using Kernel = ForwardSm90a<T, kHeadDim>;
+    const auto map = [&](const Tensor& tensor) {
+      return launch.MapOf(Kernel::Map(tensor.data<T>(), tensor.strides[0], tensor.strides[1],
+                                      tensor.shape[0], tensor.shape[1], tensor.shape[2]));
+    };
+    RunTiles<Kernel>(launch, {arguments, map(p.k), map(p.v)});
+  }
+}
+
 template <class T, int kHeadDim>
 Status Launch(const Forward& p) {
   using Sm80 = ForwardSm80<T, kHeadDim>;
-  using Sm90a = ForwardSm90a<T, kHeadDim>;
   cuda::Launch& launch = cuda::Launch::Current();
   ForwardArguments<T> arguments = ArgumentsOf<T>(launch, p);
-  const bool sm90a =
-      launch.HasSm90a<Sm90a>() && arguments.vector_loads && Mappable(p.k) && Mappable(p.v);
+  const bool sm90a = UsesSm90a<T, kHeadDim>(launch, p, arguments);
   if (p.num_splits > 0) {
     arguments.same_splits = true;
     arguments.splits = static_cast<int32_t>(std::min(p.num_splits, kMostSplits));
@@ -215,11 +223,7 @@ Status Launch(const Forward& p) {
   if (arguments.splits > 1) {
     RunSplits<Sm80>(launch, p, arguments);
   } else if (sm90a) {
-    const auto map = [&](const Tensor& tensor) {
-      return launch.MapOf(Sm90a::Map(tensor.data<T>(), tensor.strides[0], tensor.strides[1],
-                                     tensor.shape[0], tensor.shape[1], tensor.shape[2]));
-    };
-    RunTiles<Sm90a>(launch, {arguments, map(p.k), map(p.v)});
+    RunSm90a<T, kHeadDim>(launch, p, arguments);
   } else {
     RunTiles<Sm80>(launch, arguments);
   }
@@ -237,12 +241,25 @@ Status Launch(const Backward& p) {
       {MatrixOf<const T>(p.out), arguments.d_out, p.softmax_lse.data<float>(),
        cuda::Launch::DataOf<float>(p.d_lse), const_cast<RowStatistics*>(arguments.statistics),
        p.q.shape[0], arguments.num_heads, arguments.num_kv_heads, arguments.head_dim});
-  RunTiles<BackwardSm80<T, kHeadDim, Gradient::kQuery>>(launch, arguments);
+  const bool tma = arguments.vector_loads && Mappable(p.q) && Mappable(p.k) && Mappable(p.v) &&
+                   Mappable(p.d_out);
+  const auto pass = [&]<Gradient kGradient>() {
+    if constexpr (sizeof(T) == 2) {
+      using Sm90a = BackwardSm90a<T, kHeadDim, kGradient>;
+      if (tma && launch.HasSm90a<Sm90a>() && Sm90a::Takes(arguments)) {
+        const auto maps = Sm90a::Maps(arguments);
+        RunTiles<Sm90a>(launch, {arguments, {launch.MapOf(maps[0]), launch.MapOf(maps[1])}});
+        return;
+      }
+    }
+    RunTiles<BackwardSm80<T, kHeadDim, kGradient>>(launch, arguments);
+  };
+  pass.template operator()<Gradient::kQuery>();
   if constexpr (kHeadDim <= 128) {
-    RunTiles<BackwardSm80<T, kHeadDim, Gradient::kKeyAndValue>>(launch, arguments);
+    pass.template operator()<Gradient::kKeyAndValue>();
   } else {
-    RunTiles<BackwardSm80<T, kHeadDim, Gradient::kKey>>(launch, arguments);
-    RunTiles<BackwardSm80<T, kHeadDim, Gradient::kValue>>(launch, arguments);
+    pass.template operator()<Gradient::kKey>();
+    pass.template operator()<Gradient::kValue>();
   }
   return launch.status();
 }
@@ -251,7 +268,7 @@ template <class Params>
 Status LaunchFor(const Params& p) {
   const int64_t d = p.q.shape[2];
   const int64_t padded = d <= 64 ? 64 : d <= 96 ? 96 : d <= 128 ? 128 : d <= 192 ? 192 : 256;
-  return DispatchDType<bfloat16, half>(p.q.dtype, "q", [&]<class T>() {
+  return DispatchDType<float, bfloat16, half>(p.q.dtype, "q", [&]<class T>() {
     return DispatchInt<64, 96, 128, 192, 256>(
         padded, "headDim", [&]<int kHeadDim>() { return Launch<T, kHeadDim>(p); });
   });
@@ -260,13 +277,11 @@ Status LaunchFor(const Params& p) {
 }  // namespace
 
 Status RunCuda(const Forward& p) {
-  if (p.q.dtype == DType::kF32) return NoKernel("q", "float32; use bfloat16 or float16");
   if (p.q.size() == 0) return {};
   return LaunchFor(p);
 }
 
 Status RunCuda(const Backward& p) {
-  if (p.q.dtype == DType::kF32) return NoKernel("q", "float32; use bfloat16 or float16");
   if (p.q.size() == 0 || p.k.size() == 0) {
     cuda::Launch& launch = cuda::Launch::Current();
     for (const Tensor& gradient : {p.dq, p.dk, p.dv}) {

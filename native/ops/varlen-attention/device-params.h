@@ -45,11 +45,16 @@ struct DeviceSchedule {
 };
 
 template <class T>
+struct DeviceMatrix {
+  T* data;            // [rows, heads, headDim]
+  int64_t row, head;  // strides; that of headDim is 1
+};
+
+template <class T>
 struct ForwardArguments {
-  const T *q, *k, *v;
-  T* out;
-  float* softmax_lse;  // [num_heads, lse_stride]
-  int64_t q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head, lse_stride;
+  DeviceMatrix<const T> q, k, v;
+  DeviceMatrix<T> out;
+  float* softmax_lse;  // [num_heads, total_q]
   DeviceSequences sequences;
   DeviceMask mask;
   DeviceSchedule schedule;
@@ -60,17 +65,11 @@ struct ForwardArguments {
   float softcap;       // 0: off
   bool vector_loads;   // q, k, v: base and strides are multiples of 16 bytes
   bool vector_stores;  // out likewise
-  // With more than one split softmax_lse is [splits, num_heads, lse_stride], and what the tiles
+  // With more than one split softmax_lse is [splits, num_heads, total_q], and what the tiles
   // find goes there and here, for SplitCombine.
   int32_t splits = 1;
   bool same_splits = false;
   float* partial_out = nullptr;  // [splits, total_q, num_heads, head_dim]
-};
-
-template <class T>
-struct DeviceMatrix {
-  T* data;            // [rows, heads, headDim]
-  int64_t row, head;  // strides; that of headDim is 1
 };
 
 // What the backward pass knows of a query row before it begins.

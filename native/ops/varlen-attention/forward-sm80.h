@@ -1,15 +1,18 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/simt/simt.h"
+#include "core/tile-sm80-device.h"
 #include "ops/varlen-attention/device-params.h"
 #include "ops/varlen-attention/forward-tile.h"
-#include "ops/varlen-attention/tile-sm80.h"
+#include "ops/varlen-attention/tile-f32.h"
 
-// The forward pass on mma.sync (sm_80 and everything after it): online softmax over key blocks,
-// scores and output in registers (FlashAttention 2). One instance per dtype and padded head
-// dimension; causal, window, softcap, alibi, trees, lengths and strides are run-time values.
+// The forward pass on mma.sync, or on fused multiply-adds for float32 (sm_80 and everything after
+// it): online softmax over key blocks, scores and output in registers (FlashAttention 2). One
+// instance per dtype and padded head dimension; causal, window, softcap, alibi, trees, lengths and
+// strides are run-time values.
 namespace varlen::varlen_attention {
 
 // Rows of the tile = 16 * kSlabs * kWarps. Shared memory holds Q, one K and one V block: the loads
@@ -38,19 +41,44 @@ struct ForwardTileSm80<256> {
   static constexpr int kWarps = 4, kSlabs = 1, kBlockN = 64;
 };
 
+// The same of float32, in 96 KiB from headDim 96 on.
+template <int kHeadDim>
+struct ForwardTileF32;
+template <>
+struct ForwardTileF32<64> {
+  static constexpr int kWarps = 4, kSlabs = 2, kBlockN = 64;
+};
+template <>
+struct ForwardTileF32<96> {
+  static constexpr int kWarps = 4, kSlabs = 2, kBlockN = 64;
+};
+template <>
+struct ForwardTileF32<128> {
+  static constexpr int kWarps = 4, kSlabs = 2, kBlockN = 32;
+};
+template <>
+struct ForwardTileF32<192> {
+  static constexpr int kWarps = 4, kSlabs = 1, kBlockN = 32;
+};
+template <>
+struct ForwardTileF32<256> {
+  static constexpr int kWarps = 4, kSlabs = 1, kBlockN = 16;
+};
+
 template <class T, int kHeadDim>
 struct ForwardSm80 {
-  using Shape = ForwardTileSm80<kHeadDim>;
+  using Shape = std::conditional_t<std::is_same_v<T, float>, ForwardTileF32<kHeadDim>,
+                                   ForwardTileSm80<kHeadDim>>;
   using Params = ForwardArguments<T>;
   static constexpr int kWarps = Shape::kWarps, kSlabs = Shape::kSlabs, kBlockN = Shape::kBlockN;
   static constexpr int kThreads = kWarps * simt::kWarpSize;
   static constexpr int kMinBlocks = 1;
   static constexpr int kBlockM = 16 * kSlabs * kWarps;
-  using Memory = TileSm80<T, kHeadDim, kThreads>;
-  static constexpr int kChunks = Memory::kChunks;
+  using Memory = ProductTile<T, kHeadDim, kThreads>;
+  static constexpr int kChunks = Memory::kChunks, kPerChunk = Memory::kPerChunk;
 
   static constexpr int64_t kSharedBytes =
-      int64_t{kBlockM + 2 * kBlockN} * kHeadDim * 2 + sizeof(ForwardTile);
+      int64_t{kBlockM + 2 * kBlockN} * kHeadDim * sizeof(T) + sizeof(ForwardTile);
 
   static SIMT_FN Tiling TilingOf(const Params& p) {
     Tiling tiling = RowTiling(p, kBlockM, kBlockN);
@@ -120,12 +148,12 @@ struct ForwardSm80 {
       if (n < blocks.begin) return;
 
       LoadQ();
-      LoadKeys(KTile(), p.k, p.k_row, p.k_head, n);
+      LoadKeys(KTile(), p.k, n);
       simt::CopyAsyncCommit();
       while (n >= blocks.begin) {
         simt::CopyAsyncWait<0>();
         simt::SyncThreads();  // K(n) is here; V of the block before is no longer read
-        LoadKeys(VTile(), p.v, p.v_row, p.v_head, n);
+        LoadKeys(VTile(), p.v, n);
         simt::CopyAsyncCommit();
 
         float s[kSlabs][kBlockN / 8][4];
@@ -135,7 +163,7 @@ struct ForwardSm80 {
         simt::CopyAsyncWait<0>();
         simt::SyncThreads();  // V(n) is here; K(n) is no longer read
         if (next >= blocks.begin) {
-          LoadKeys(KTile(), p.k, p.k_row, p.k_head, next);
+          LoadKeys(KTile(), p.k, next);
           simt::CopyAsyncCommit();
         }
 
@@ -168,13 +196,12 @@ struct ForwardSm80 {
             row, column, [&](int chunk) { return QTile() + At(row, chunk); });
       }
     }
-    SIMT_FN void LoadKeys(T* to, const T* rows, int64_t row_stride, int64_t head_stride,
-                          int32_t n) const {
+    SIMT_FN void LoadKeys(T* to, const DeviceMatrix<const T>& rows, int32_t n) const {
       const int thread = simt::Opaque(simt::ThreadIndex());
       const int first = thread / kLine, column = thread % kLine;
       const int32_t key = n * kBlockN + first, length = simt::Load(&tile->k_length);
-      const T* from = rows + (simt::Load(&tile->k_begin) + key) * row_stride +
-                      simt::Load(&tile->kv_head) * head_stride + column * 8;
+      const T* from = rows.data + (simt::Load(&tile->k_begin) + key) * rows.row +
+                      simt::Load(&tile->kv_head) * rows.head + column * kPerChunk;
       T* tile_row = to + At(first, column);
       SIMT_UNROLL
       for (int i = 0; i < kBlockN / kRowStep; ++i) {
@@ -182,10 +209,11 @@ struct ForwardSm80 {
         SIMT_UNROLL
         for (int c = 0; c < kChunks / kLine; ++c) {
           const int count = valid ? Memory::Columns(p.head_dim, column + c * kLine) : 0;
-          Memory::LoadChunk(tile_row + (i * kRowStep * kChunks + c * kLine) * 8,
-                            count > 0 ? from + c * kLine * 8 : rows, count, p.vector_loads);
+          Memory::LoadChunk(tile_row + (i * kRowStep * kChunks + c * kLine) * kPerChunk,
+                            count > 0 ? from + c * kLine * kPerChunk : rows.data, count,
+                            p.vector_loads);
         }
-        from += kRowStep * row_stride;
+        from += kRowStep * rows.row;
       }
     }
 
@@ -229,9 +257,8 @@ struct ForwardSm80 {
           const float inverse = Rows::FinishRow(lane, row, maximum[slab][half], sum[slab][half]);
           SIMT_UNROLL
           for (int d = 0; d < kHeadDim / 8; ++d) {
-            const uint32_t pair = simt::PackPair<T>(out[slab][d][2 * half] * inverse,
-                                                    out[slab][d][2 * half + 1] * inverse);
-            simt::Store(reinterpret_cast<uint32_t*>(QTile() + At(row, d)) + lane % 4, pair);
+            Memory::StorePair(QTile(), row, d, lane, out[slab][d][2 * half] * inverse,
+                              out[slab][d][2 * half + 1] * inverse);
           }
         }
       }
@@ -249,7 +276,7 @@ struct ForwardSm80 {
     SIMT_FN void FinishPart(int lane, int row, int slab, int half) const {
       const int32_t split = simt::Load(&tile->split), splits = simt::Load(&tile->splits);
       const auto lse_of = [&](int32_t at) {
-        return p.softmax_lse + at * p.num_heads * p.lse_stride;
+        return p.softmax_lse + at * p.num_heads * p.sequences.total_q;
       };
       const float inverse =
           Rows::FinishRow(lane, row, maximum[slab][half], sum[slab][half], lse_of(split));

@@ -5,6 +5,8 @@
 #include "core/simt/simt.h"
 #include "ops/varlen-attention/device-params.h"
 #include "ops/varlen-attention/forward-tile.h"
+#include "ops/varlen-attention/tile-queue-sm90a.h"
+#include "ops/varlen-attention/tile-sm90a.h"
 
 // The forward pass on TMA and wgmma (sm_90a). A block is a warpgroup with two warps at work, one
 // that takes tiles from the schedule and one that loads their keys and values, and two consumer
@@ -26,34 +28,27 @@ struct ForwardSm90a {
   static constexpr int kBlockN = ForwardBlockSm90a(kHeadDim);
   static constexpr int kThreads = (1 + kConsumers) * simt::kWarpgroupSize;
   static constexpr int kMinBlocks = 1;
-  static constexpr int kGroupRows = 64;  // of a wgmma
+  using Shared = TileSm90a<T, kHeadDim>;
+  static constexpr int kGroupRows = Shared::kGroupRows;
   static constexpr int kBlockM = kConsumers * kGroupRows;
   static constexpr int kStages = 2;
   // Per thread, of the 65536 of a multiprocessor. With 24, decoding a tile spills.
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static_assert((kProducerRegisters + kConsumers * kConsumerRegisters) * simt::kWarpgroupSize <=
                 65536);
-
-  // A tile of rows lies in panels: kPanelColumns columns of all its rows, one swizzled line of
-  // kSpan bytes per row. 96 columns are three panels of 32; all others divide by 64.
-  static constexpr int kPanelColumns = kHeadDim % 64 == 0 ? 64 : 32;
-  static constexpr int kPanels = kHeadDim / kPanelColumns;
-  static constexpr int kSpan = kPanelColumns * 2;
-  static constexpr simt::Swizzle kSwizzle =
-      kPanelColumns == 64 ? simt::Swizzle::k128Bytes : simt::Swizzle::k64Bytes;
-  static constexpr int kGroupBytes = kGroupRows * kHeadDim * 2;
-  static constexpr int kBlockBytes = kBlockN * kHeadDim * 2;
+  static constexpr int kGroupBytes = kGroupRows * Shared::kRowBytes;
+  static constexpr int kBlockBytes = kBlockN * Shared::kRowBytes;
 
   // Full: written, to be read. Empty: read, to be written again. One arrival per writer, one per
   // warp of readers.
   struct Barriers {
-    uint64_t tile_full[2], tile_empty[2];
     uint64_t k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
     uint64_t v_landed;  // of the producer alone, see LoadV
   };
+  using Queue = TileQueue<ForwardTile>;
   struct Control {
     Barriers barriers;
-    ForwardTile tiles[2];  // the consumers' and the next one
+    typename Queue::Memory tiles;
   };
   static constexpr int64_t kSharedBytes =
       kConsumers * kGroupBytes + 2 * kStages * kBlockBytes + sizeof(Control);
@@ -62,17 +57,10 @@ struct ForwardSm90a {
     simt::TensorMap k_map, v_map;  // Map() of k and v
   };
 
-  // k or v, [rows, heads, headDim], in boxes of kBlockN rows of one panel of one head; columns past
-  // headDim and rows past the tensor read as zeros.
+  // k or v, [rows, heads, headDim], in boxes of kBlockN rows of one panel of one head.
   static simt::TensorMapShape Map(const T* data, int64_t row_stride, int64_t head_stride,
                                   int64_t rows, int64_t heads, int64_t head_dim) {
-    return {.data = const_cast<T*>(data),
-            .dtype = DTypeOf<T>::value,
-            .rank = 3,
-            .size = {head_dim, heads, rows},
-            .stride = {1, head_stride, row_stride},
-            .box = {kPanelColumns, 1, kBlockN},
-            .swizzle = kSwizzle};
+    return Shared::Map(data, row_stride, head_stride, rows, heads, head_dim, 1, kBlockN);
   }
 
   static SIMT_FN Tiling TilingOf(const ForwardArguments<T>& p) {
@@ -81,14 +69,18 @@ struct ForwardSm90a {
 
   static SIMT_FN void Run(const Params& p, unsigned char* shared) {
     const Memory memory{shared};
-    if (simt::ThreadIndex() == 0) InitBarriers(memory.barriers());
+    if (simt::ThreadIndex() == 0) InitBarriers(memory);
     simt::SyncThreads();
     // From one lane, so that the compiler sees that it is the whole warp's.
     const int warpgroup = simt::ShuffleIndex(simt::WarpIndex() / kWarps, 0);
     if (warpgroup == 0) {
       simt::DecreaseRegisters<kProducerRegisters>();
       if (simt::WarpIndex() == 0) Producer{p, memory}.Run();
-      if (simt::WarpIndex() == 1) Schedule(p, memory);
+      if (simt::WarpIndex() == 1) {
+        memory.queue().Fill(p.schedule, p.sequences.num_seqs, [&](int32_t id, ForwardTile* tile) {
+          DescribeTile(p, id, TilingOf(p), tile);
+        });
+      }
     } else {
       simt::IncreaseRegisters<kConsumerRegisters>();
       Consumer(p, memory, warpgroup - 1).Run();
@@ -96,8 +88,7 @@ struct ForwardSm90a {
   }
 
  private:
-  static constexpr int32_t kNoTile = -1;
-  static constexpr int kWarps = simt::kWarpgroupSize / simt::kWarpSize;
+  static constexpr int kWarps = Shared::kWarps;
 
   struct Memory {
     SIMT_FN unsigned char* Q(int group) const { return shared + group * kGroupBytes; }
@@ -107,26 +98,15 @@ struct ForwardSm90a {
     SIMT_FN unsigned char* V(int stage) const { return K(kStages + stage); }
     SIMT_FN Control* control() const { return reinterpret_cast<Control*>(K(2 * kStages)); }
     SIMT_FN Barriers* barriers() const { return &control()->barriers; }
-    SIMT_FN ForwardTile* Tile(int i) const { return control()->tiles + i; }
+    SIMT_FN Queue queue() const { return {&control()->tiles}; }
 
     unsigned char* shared;
   };
 
-  // Byte offset of a 16-byte chunk in a tile of `rows` rows, swizzled as TMA and wgmma do it: the
-  // lowest bits of the chunk's number are XORed with those of its 128-byte line's.
-  static SIMT_FN int At(int rows, int row, int chunk) {
-    constexpr int kInPanel = kPanelColumns / 8;
-    const int in_panel = row * kSpan + chunk % kInPanel * 16;
-    return chunk / kInPanel * rows * kSpan + (in_panel ^ ((in_panel >> 7 & (kInPanel - 1)) << 4));
-  }
-
-  static SIMT_FN void InitBarriers(Barriers* b) {
+  static SIMT_FN void InitBarriers(const Memory& memory) {
     constexpr int kReaders = kConsumers * kWarps;
-    SIMT_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      simt::MBarrierInit(b->tile_full + i, 1);
-      simt::MBarrierInit(b->tile_empty + i, 1 + kReaders);  // the producer too
-    }
+    memory.queue().Init(1 + kReaders);  // the producer too
+    Barriers* b = memory.barriers();
     SIMT_UNROLL
     for (int i = 0; i < kStages; ++i) {
       simt::MBarrierInit(b->k_full + i, 1);
@@ -138,63 +118,12 @@ struct ForwardSm90a {
     simt::FenceMBarrierInit();
   }
 
-  // A ring of kSize slots after some rounds: the slot of the next, and the parity of the phase in
-  // which it is full. It is empty, for its first filling too, at the other parity.
-  template <int kSize>
-  struct Ring {
-    static_assert((kSize & (kSize - 1)) == 0, "the count may wrap");
-    uint32_t count = 0;
-    SIMT_FN int Slot() const { return static_cast<int>(count % kSize); }
-    SIMT_FN int Full() const { return static_cast<int>(count / kSize % 2); }
-    SIMT_FN int Empty() const { return Full() ^ 1; }
-    SIMT_FN void Advance() { ++count; }
-  };
-
-  // --- the scheduler: one warp, which takes tiles one ahead of those who work on them ---
-
-  static SIMT_FN void Schedule(const ForwardArguments<T>& p, const Memory& memory) {
-    Barriers* b = memory.barriers();
-    for (Ring<2> ring;; ring.Advance()) {
-      int32_t id = 0;
-      if (simt::LaneIndex() == 0) id = simt::AtomicAdd(p.schedule.next_tile, 1);
-      id = simt::ShuffleIndex(id, 0);
-      ForwardTile* tile = memory.Tile(ring.Slot());
-      simt::MBarrierWait(b->tile_empty + ring.Slot(), ring.Empty());
-      // Read each time: decoding a tile takes all the registers there are.
-      if (id >= simt::Load(p.schedule.tile_start + p.sequences.num_seqs + 1)) id = kNoTile;
-      if (id != kNoTile) DescribeTile(p, id, TilingOf(p), tile);
-      if (simt::LaneIndex() == 0) {
-        simt::Store(&tile->id, id);
-        simt::MBarrierArrive(b->tile_full + ring.Slot());
-      }
-      if (id == kNoTile) return;
-    }
-  }
-
-  // The readers' half: fn(tile) for every tile.
-  template <class Fn>
-  static SIMT_FN void ForEachTile(const Memory& memory, const Fn& fn) {
-    Barriers* b = memory.barriers();
-    for (Ring<2> ring;; ring.Advance()) {
-      simt::MBarrierWait(b->tile_full + ring.Slot(), ring.Full());
-      const ForwardTile* tile = memory.Tile(ring.Slot());
-      if (simt::Load(&tile->id) == kNoTile) return;
-      fn(tile);
-      Release(b->tile_empty + ring.Slot());
-    }
-  }
-  // One arrival per warp, when all of it is here.
-  static SIMT_FN void Release(uint64_t* empty) {
-    simt::SyncWarp();
-    if (simt::LaneIndex() == 0) simt::MBarrierArrive(empty);
-  }
-
   // --- the producer: one warp, of which lane 0 issues the copies ---
 
   struct Producer {
     SIMT_FN void Run() {
-      ForEachTile(memory,
-                  [&](const ForwardTile* tile) { LoadKeys(ForwardRows<T, kBlockN>(p, tile)); });
+      memory.queue().ForEachTile(
+          [&](const ForwardTile* tile) { LoadKeys(ForwardRows<T, kBlockN>(p, tile)); });
     }
 
     // K one block ahead of V, as the consumers use them.
@@ -231,7 +160,7 @@ struct ForwardSm90a {
         LoadBlock(v, p.v_map, &b->v_landed, tile, n);
         simt::MBarrierWait(&b->v_landed, landed_ring.Full());
         landed_ring.Advance();
-        ClearRows(v, keys);
+        Shared::ClearRows(v, kBlockN, keys);
         simt::FenceAsyncProxy();
         simt::SyncWarp();
         if (Leads()) simt::MBarrierArrive(b->v_full + v_ring.Slot());
@@ -245,22 +174,7 @@ struct ForwardSm90a {
       const auto row = static_cast<int32_t>(simt::Load(&tile->k_begin) + n * kBlockN);
       const int32_t head = simt::Load(&tile->kv_head);
       simt::MBarrierArriveExpect(full, kBlockBytes);
-      SIMT_UNROLL
-      for (int panel = 0; panel < kPanels; ++panel) {
-        simt::TmaLoad(to + panel * kBlockN * kSpan, map, full, {panel * kPanelColumns, head, row});
-      }
-    }
-
-    // Rows first, first + 1, ... of a block. Whole lines: the swizzle does not matter.
-    SIMT_FN void ClearRows(unsigned char* block, int first) const {
-      SIMT_NO_UNROLL
-      for (int panel = 0; panel < kPanels; ++panel) {
-        unsigned char* end = block + (panel + 1) * kBlockN * kSpan;
-        for (unsigned char* at = block + (panel * kBlockN + first) * kSpan + simt::LaneIndex() * 16;
-             at < end; at += simt::kWarpSize * 16) {
-          simt::Store(reinterpret_cast<simt::Vector4*>(at), simt::Vector4{0, 0, 0, 0});
-        }
-      }
+      Shared::Load(to, kBlockN, map, full, head, row);
     }
 
     static SIMT_FN bool Leads() { return simt::LaneIndex() == 0; }
@@ -279,23 +193,21 @@ struct ForwardSm90a {
 
     SIMT_FN void Run() {
       if (group == 0) PassTurnTo(0);
-      ForEachTile(memory, [&](const ForwardTile* tile) { Work(Rows(p, tile)); });
+      memory.queue().ForEachTile([&](const ForwardTile* tile) { Work(Rows(p, tile)); });
     }
 
    private:
     using Rows = ForwardRows<T, kBlockN>;
-    using Scores = float[kBlockN / 2];
-    using Weights = uint32_t[kBlockN / 16][4];
+    using Scores = typename Shared::template Scores<kBlockN>;
+    using Weights = typename Shared::template Weights<kBlockN>;
+    using Sum = typename Shared::Sum;
 
     // Row of the tile that register half `half` (0, 1) belongs to.
-    SIMT_FN int RowOf(int half) const {
-      return group * kGroupRows + simt::WarpIndex() % kWarps * 16 + simt::LaneIndex() / 4 +
-             8 * half;
-    }
+    SIMT_FN int RowOf(int half) const { return group * kGroupRows + Shared::RowOf(half); }
     SIMT_FN void SyncGroup() const { simt::BarrierSync(1 + group, simt::kWarpgroupSize); }
 
     SIMT_FN void Work(const Rows& rows) {
-      float out[kHeadDim / 2];
+      Sum out;
       SIMT_UNROLL
       for (int i = 0; i < kHeadDim / 2; ++i) out[i] = 0;
       SIMT_UNROLL
@@ -310,7 +222,7 @@ struct ForwardSm90a {
 
     // The scores of a block are multiplied while the values of the block before are, and become
     // weights while those still are: matrix and exponential units work at once.
-    SIMT_FN void Attend(const Rows& rows, const KeyBlocks& blocks, float (&out)[kHeadDim / 2]) {
+    SIMT_FN void Attend(const Rows& rows, const KeyBlocks& blocks, Sum& out) {
       Barriers* b = memory.barriers();
       LoadQ(rows);
       int32_t n = blocks.first;
@@ -324,7 +236,7 @@ struct ForwardSm90a {
       simt::PinRegisters(s);
       ReleaseK();
       Softmax(rows, n, s, rescale);  // `out` is 0 and stays it
-      Convert(s, weights);
+      Shared::template Convert<kBlockN>(s, weights);
       for (n = rows.NextBlock(n - 1, blocks.begin); n >= blocks.begin;
            n = rows.NextBlock(n - 1, blocks.begin)) {
         simt::MBarrierWait(b->k_full + k_ring.Slot(), k_ring.Full());
@@ -346,7 +258,7 @@ struct ForwardSm90a {
         simt::PinRegisters(weights);
         ReleaseV();
         Rescale(out, rescale);
-        Convert(s, weights);
+        Shared::template Convert<kBlockN>(s, weights);
       }
       simt::MBarrierWait(b->v_full + v_ring.Slot(), v_ring.Full());
       simt::PinRegisters(out);
@@ -379,14 +291,14 @@ struct ForwardSm90a {
     // Rows of q are (token, head) pairs, no box of a tensor unless the group divides 64: by
     // cp.async, not TMA.
     SIMT_FN void LoadQ(const Rows& rows) const {
-      constexpr int kChunks = kHeadDim / 8, kLine = kPanelColumns / 8;
+      constexpr int kLine = Shared::kLine;
       const int thread = simt::Opaque(simt::ThreadIndex() % simt::kWarpgroupSize);
       SyncGroup();  // the output of the tile before has left this memory
       SIMT_NO_UNROLL
-      for (int row = thread / kLine; row < kGroupRows; row += simt::kWarpgroupSize / kLine) {
-        rows.template LoadRowOfQ<kChunks, kLine>(
+      for (int row = thread / kLine; row < kGroupRows; row += Shared::kRowStep) {
+        rows.template LoadRowOfQ<Shared::kChunks, kLine>(
             group * kGroupRows + row, thread % kLine, [&](int chunk) {
-              return reinterpret_cast<T*>(memory.Q(group) + At(kGroupRows, row, chunk));
+              return reinterpret_cast<T*>(memory.Q(group) + Shared::At(kGroupRows, row, chunk));
             });
       }
       simt::CopyAsyncCommit();
@@ -397,39 +309,14 @@ struct ForwardSm90a {
 
     // --- one key block ---
 
-    // Descriptors of a tile's parts are sums: addresses count in 16 bytes in their lowest bits, and
-    // no tile lies past those.
-    static SIMT_FN uint64_t Later(uint64_t descriptor, int bytes) {
-      return descriptor + static_cast<uint64_t>(bytes / 16);
-    }
-    // Of an operand with its columns, the sum's, contiguous: groups of 8 rows lie 8 lines apart.
-    static SIMT_FN uint64_t RowsDescriptor(const unsigned char* tile) {
-      return simt::MatrixDescriptor(tile, 16, 8 * kSpan, kSwizzle);
-    }
-    // Of its 16 columns from 16 kk on: 32 bytes of a panel.
-    static SIMT_FN uint64_t ColumnsOf(uint64_t tile, int rows, int kk) {
-      constexpr int kSteps = kPanelColumns / 16;  // of a panel
-      return Later(tile, kk / kSteps * rows * kSpan + kk % kSteps * 32);
-    }
     // s = Q K^T, unscaled; under way.
     SIMT_FN void MultiplyQK(Scores& s) const {
-      const uint64_t q = RowsDescriptor(memory.Q(group));
-      const uint64_t k = RowsDescriptor(memory.K(k_ring.Slot()));
-      SIMT_UNROLL
-      for (int kk = 0; kk < kHeadDim / 16; ++kk) {
-        simt::Wgmma<T, kBlockN>(s, ColumnsOf(q, kGroupRows, kk), ColumnsOf(k, kBlockN, kk), kk > 0);
-      }
+      Shared::template Multiply<kBlockN>(s, memory.Q(group), memory.K(k_ring.Slot()));
       simt::WgmmaCommit();
     }
-    // out += P V, under way. V has its columns contiguous, which are not the sum's but the
-    // product's: transposed, panels kBlockN lines apart, 8 keys 8 lines.
-    SIMT_FN void MultiplyPV(const Weights& weights, float (&out)[kHeadDim / 2]) const {
-      const uint64_t v =
-          simt::MatrixDescriptor(memory.V(v_ring.Slot()), kBlockN * kSpan, 8 * kSpan, kSwizzle);
-      SIMT_UNROLL
-      for (int j = 0; j < kBlockN / 16; ++j) {
-        simt::Wgmma<T, kHeadDim, true>(out, weights[j], Later(v, j * 16 * kSpan), true);
-      }
+    // out += P V, under way.
+    SIMT_FN void MultiplyPV(const Weights& weights, Sum& out) const {
+      Shared::template Accumulate<kBlockN>(out, weights, memory.V(v_ring.Slot()));
       simt::WgmmaCommit();
     }
 
@@ -442,54 +329,25 @@ struct ForwardSm90a {
         rescale[half] = Rows::SoftmaxRow(factor, maximum[half], sum[half], score);
       }
     }
-    static SIMT_FN void Rescale(float (&out)[kHeadDim / 2], const float (&rescale)[2]) {
+    static SIMT_FN void Rescale(Sum& out, const float (&rescale)[2]) {
       SIMT_UNROLL
       for (int i = 0; i < kHeadDim / 2; ++i) out[i] *= rescale[i / 2 % 2];
     }
-    // The accumulator layout of the scores is the operand layout of P.
-    static SIMT_FN void Convert(const Scores& s, Weights& weights) {
-      SIMT_UNROLL
-      for (int j = 0; j < kBlockN / 16; ++j) {
-        SIMT_UNROLL
-        for (int r = 0; r < 4; ++r) {
-          weights[j][r] = simt::PackPair<T>(s[8 * j + 2 * r], s[8 * j + 2 * r + 1]);
-        }
-      }
-    }
-
     // --- results: out / sum by way of this warp's own rows of Q, and lse ---
 
-    SIMT_FN void Finish(const Rows& rows, float (&out)[kHeadDim / 2]) const {
-      constexpr int kChunks = kHeadDim / 8;
+    SIMT_FN void Finish(const Rows& rows, Sum& out) const {
       const int lane = simt::Opaque(simt::LaneIndex());
-      const int first = simt::WarpIndex() % kWarps * 16;  // row of the group
-      const auto at = [&](int row, int chunk) {
-        return reinterpret_cast<T*>(memory.Q(group) + At(kGroupRows, row, chunk));
-      };
       float inverse[2];
       SIMT_UNROLL
       for (int half = 0; half < 2; ++half) {
         inverse[half] = rows.FinishRow(lane, RowOf(half), maximum[half], sum[half]);
       }
       SyncGroup();  // the last wgmma of every warp has read Q
-      SIMT_UNROLL
-      for (int d = 0; d < kChunks; d += 2) {
-        // Matrices of 8 x 8: rows 0-7 and 8-15 of chunk d, then of chunk d + 1.
-        uint32_t pairs[4];
-        SIMT_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const float* pair = &out[4 * d + 2 * i];
-          pairs[i] = simt::PackPair<T>(pair[0] * inverse[i % 2], pair[1] * inverse[i % 2]);
-        }
-        simt::StoreMatrix(at(first + lane % 16, d + lane / 16), pairs);
-      }
+      Shared::StoreSum(memory.Q(group), out, inverse);
       simt::SyncWarp();
-      // Line by line, as the panels lie: no bank conflicts.
-      constexpr int kLine = kPanelColumns / 8;
-      for (int id = lane; id < 16 * kChunks; id += simt::kWarpSize) {
-        const int row = first + id / kLine % 16, chunk = id / (16 * kLine) * kLine + id % kLine;
-        rows.StoreChunk(group * kGroupRows + row, chunk, at(row, chunk));
-      }
+      Shared::ForEachChunk(memory.Q(group), [&](int row, int chunk, const T* from) {
+        rows.StoreChunk(group * kGroupRows + row, chunk, from);
+      });
     }
 
     const ForwardArguments<T>& p;

@@ -3,9 +3,10 @@
 #include <cstdint>
 
 #include "core/simt/simt.h"
+#include "core/softmax-row-device.h"
+#include "core/tile-chunk-device.h"
 #include "ops/varlen-attention/device-params.h"
 #include "ops/varlen-attention/device-sequence.h"
-#include "ops/varlen-attention/tile-chunk.h"
 
 // What the forward kernels of every architecture know of a tile, and what they do to one of its
 // rows: all but the matrix products and how tiles come into shared memory.
@@ -133,13 +134,13 @@ struct ForwardRows {
   SIMT_FN void LoadRowOfQ(int row, int column, const At& at) const {
     const int32_t token = TokenOf(row);
     const bool valid = token < simt::Load(&tile->q_length);
-    const T* from = p.q;
-    if (valid) from += (simt::Load(&tile->q_begin) + token) * p.q_row + HeadOf(row) * p.q_head;
+    const T* from = p.q.data;
+    if (valid) from += (simt::Load(&tile->q_begin) + token) * p.q.row + HeadOf(row) * p.q.head;
     SIMT_UNROLL
     for (int chunk = column; chunk < kChunks; chunk += kStep) {
       const int count = valid ? TileChunk<T>::Columns(p.head_dim, chunk) : 0;
-      TileChunk<T>::LoadChunk(at(chunk), count > 0 ? from + chunk * 8 : from, count,
-                              p.vector_loads);
+      TileChunk<T>::LoadChunk(at(chunk), count > 0 ? from + chunk * TileChunk<T>::kPerChunk : from,
+                              count, p.vector_loads);
     }
   }
 
@@ -203,34 +204,9 @@ struct ForwardRows {
     }
   }
 
-  // Scores -> 2^(score * factor - maximum). Returns by how much a rising maximum shrinks what was
-  // summed before. While a row has seen no key its maximum is -inf, and 0 stands in for it: -inf -
-  // -inf is NaN.
   template <class Score>
   static SIMT_FN float SoftmaxRow(float factor, float& maximum, float& sum, const Score& score) {
-    float largest = -simt::Infinity();
-    SIMT_UNROLL
-    for (int j = 0; j < kBlockN / 8; ++j) {
-      largest = simt::Max(largest, simt::Max(score(j, 0), score(j, 1)));
-    }
-    // Four lanes share a row.
-    largest = simt::Max(largest, simt::ShuffleXor(largest, 1));
-    largest = simt::Max(largest, simt::ShuffleXor(largest, 2));
-    const float now = simt::Max(maximum, largest * factor);
-    const float shift = now == -simt::Infinity() ? 0.0f : now;
-    const float rescale = simt::Exp2(maximum - shift);
-    maximum = now;
-    float total = sum * rescale;
-    SIMT_UNROLL
-    for (int j = 0; j < kBlockN / 8; ++j) {
-      SIMT_UNROLL
-      for (int e = 0; e < 2; ++e) {
-        score(j, e) = simt::Exp2(score(j, e) * factor - shift);
-        total += score(j, e);
-      }
-    }
-    sum = total;
-    return rescale;
+    return varlen::SoftmaxRow<kBlockN / 8>(factor, maximum, sum, score);
   }
 
   // --- results ---
@@ -247,18 +223,19 @@ struct ForwardRows {
     const int32_t token = TokenOf(row);
     if (lane % 4 == 0 && token < simt::Load(&tile->q_slot)) {
       const bool has_lse = seen && token < simt::Load(&tile->q_length);
-      simt::Store(softmax_lse + HeadOf(row) * p.lse_stride + simt::Load(&tile->q_begin) + token,
-                  has_lse ? (maximum + simt::Log2(sum)) * kLn2 : -simt::Infinity());
+      simt::Store(
+          softmax_lse + HeadOf(row) * p.sequences.total_q + simt::Load(&tile->q_begin) + token,
+          has_lse ? (maximum + simt::Log2(sum)) * kLn2 : -simt::Infinity());
     }
     return seen ? 1.0f / sum : 0.0f;
   }
-  // Eight columns of a row of the output, from shared memory.
+  // A chunk of a row of the output, from shared memory.
   SIMT_FN void StoreChunk(int row, int chunk, const T* from) const {
     const int32_t token = TokenOf(row);
     const int count = TileChunk<T>::Columns(p.head_dim, chunk);
     if (token >= simt::Load(&tile->q_slot) || count == 0) return;
-    T* to = p.out + (simt::Load(&tile->q_begin) + token) * p.out_row + HeadOf(row) * p.out_head +
-            chunk * 8;
+    T* to = p.out.data + (simt::Load(&tile->q_begin) + token) * p.out.row +
+            HeadOf(row) * p.out.head + chunk * TileChunk<T>::kPerChunk;
     const simt::Vector4 values = token < simt::Load(&tile->q_length)
                                      ? simt::Load(reinterpret_cast<const simt::Vector4*>(from))
                                      : simt::Vector4{0, 0, 0, 0};

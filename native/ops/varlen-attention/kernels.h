@@ -2,6 +2,7 @@
 
 #include "core/cuda/kernel.h"
 #include "ops/varlen-attention/backward-sm80.h"
+#include "ops/varlen-attention/backward-sm90a.h"
 #include "ops/varlen-attention/backward-statistics.h"
 #include "ops/varlen-attention/forward-sm80.h"
 #include "ops/varlen-attention/forward-sm90a.h"
@@ -17,6 +18,10 @@ using ForwardSm80Kernels =
                      ForwardSm80<bfloat16, 192>, ForwardSm80<bfloat16, 256>, ForwardSm80<half, 64>,
                      ForwardSm80<half, 96>, ForwardSm80<half, 128>, ForwardSm80<half, 192>,
                      ForwardSm80<half, 256>>;
+
+using ForwardF32Kernels =
+    cuda::KernelList<SplitCombine<float>, ForwardSm80<float, 64>, ForwardSm80<float, 96>,
+                     ForwardSm80<float, 128>, ForwardSm80<float, 192>, ForwardSm80<float, 256>>;
 
 using ForwardSm90aKernels =
     cuda::KernelList<ForwardSm90a<bfloat16, 64>, ForwardSm90a<bfloat16, 96>,
@@ -38,5 +43,19 @@ using KeyGradientSm80Kernels =
                      BackwardSm80<T, 128, Gradient::kKeyAndValue>,
                      BackwardSm80<T, 192, Gradient::kKey>, BackwardSm80<T, 192, Gradient::kValue>,
                      BackwardSm80<T, 256, Gradient::kKey>, BackwardSm80<T, 256, Gradient::kValue>>;
+
+template <class T>
+using QueryGradientSm90aKernels =
+    cuda::KernelList<BackwardSm90a<T, 64, Gradient::kQuery>, BackwardSm90a<T, 96, Gradient::kQuery>,
+                     BackwardSm90a<T, 128, Gradient::kQuery>,
+                     BackwardSm90a<T, 192, Gradient::kQuery>,
+                     BackwardSm90a<T, 256, Gradient::kQuery>>;
+
+template <class T>
+using KeyGradientSm90aKernels = cuda::KernelList<
+    BackwardSm90a<T, 64, Gradient::kKeyAndValue>, BackwardSm90a<T, 96, Gradient::kKeyAndValue>,
+    BackwardSm90a<T, 128, Gradient::kKeyAndValue>, BackwardSm90a<T, 192, Gradient::kKey>,
+    BackwardSm90a<T, 192, Gradient::kValue>, BackwardSm90a<T, 256, Gradient::kKey>,
+    BackwardSm90a<T, 256, Gradient::kValue>>;
 
 }  // namespace varlen::varlen_attention

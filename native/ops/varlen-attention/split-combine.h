@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "core/device-reduce.h"
 #include "core/simt/simt.h"
 #include "ops/varlen-attention/device-params.h"
 
@@ -48,8 +49,8 @@ struct SplitCombine {
           if (weight == 0) continue;
           total += weight * simt::Load(p.partial_out + (s * rows + row) * p.head_dim + d);
         }
-        simt::Store(&p.out.data[token * p.out.row + head * p.out.head + d].bits,
-                    simt::FromFloat<T>(seen ? total / sum : 0.0f).bits);
+        simt::Store(p.out.data + token * p.out.row + head * p.out.head + d,
+                    NarrowFloat<T>(seen ? total / sum : 0.0f));
       }
       if (simt::LaneIndex() == 0) {
         simt::Store(p.softmax_lse + head * p.total_q + token,

@@ -1,296 +1,62 @@
 #include <doctest/doctest.h>
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
-#include <string>
-#include <vector>
-
 #include "ops/varlen-attention/backward-sm80.h"
-#include "ops/varlen-attention/backward-statistics.h"
-#include "ops/varlen-attention/test-device.h"
+#include "ops/varlen-attention/test-backward-device.h"
 
 // The sm_80 backward kernels, run by the host emulator, against the double reference.
 namespace varlen::varlen_attention::testing {
 namespace {
 
-int kernel_runs = 0;
-
-template <class T>
-DeviceMatrix<T> MatrixAt(const void* data, const Tensor& like) {
-  return {static_cast<T*>(const_cast<void*>(data)), like.strides[0], like.strides[1]};
-}
-
-// Fills the gradients of `results`, whose out and softmax_lse are there.
-template <class T, int kHeadDim>
-simt::LaunchResult Emulate(const Case& c, const DeviceRun& run, const Results& results) {
-  const auto q = Upload(c.q), k = Upload(c.k), v = Upload(c.v), d_out = Upload(c.d_out);
-  const auto out = Upload(results.out), lse = Upload(results.softmax_lse), d_lse = Upload(c.d_lse);
-  const int64_t element = SizeOf(c.q.dtype);
-  const simt::GlobalArray<unsigned char> dq(c.q.size() * element);
-  const simt::GlobalArray<unsigned char> dk(c.k.size() * element), dv(c.k.size() * element);
-  const simt::GlobalArray<RowStatistics> statistics(c.q.shape[0] * c.q.shape[1]);
-  const DeviceOptions device(c);
-  const bool aligned = run.vector_access && kHeadDim > 0 && c.q.shape[2] % 8 == 0;
-  const BackwardArguments<T> arguments{.q = MatrixAt<const T>(q.data(), c.q),
-                                       .k = MatrixAt<const T>(k.data(), c.k),
-                                       .v = MatrixAt<const T>(v.data(), c.v),
-                                       .d_out = MatrixAt<const T>(d_out.data(), c.d_out),
-                                       .dq = MatrixAt<T>(dq.data(), c.q),
-                                       .dk = MatrixAt<T>(dk.data(), c.k),
-                                       .dv = MatrixAt<T>(dv.data(), c.v),
-                                       .statistics = statistics.data(),
-                                       .sequences = device.sequences(),
-                                       .mask = device.mask(),
-                                       .schedule = device.schedule(),
-                                       .alibi_slopes = device.alibi_slopes(),
-                                       .alibi_sequence_stride = device.alibi_sequence_stride(),
-                                       .num_heads = static_cast<int32_t>(c.q.shape[1]),
-                                       .num_kv_heads = static_cast<int32_t>(c.k.shape[1]),
-                                       .head_dim = static_cast<int32_t>(c.q.shape[2]),
-                                       .softmax_scale = c.options.softmax_scale,
-                                       .softcap = c.options.softcap,
-                                       .vector_loads = aligned,
-                                       .vector_stores = aligned};
-
-  simt::LaunchResult result = simt::Launch<BackwardStatistics<T>>(
-      run.blocks, BackwardStatistics<T>::kSharedBytes,
-      {MatrixAt<const T>(out.data(), c.q), arguments.d_out,
-       reinterpret_cast<const float*>(lse.data()),
-       c.with_d_lse ? reinterpret_cast<const float*>(d_lse.data()) : nullptr, statistics.data(),
-       c.q.shape[0], arguments.num_heads, arguments.num_kv_heads, arguments.head_dim},
-      {.seed = run.seed});
-  const auto pass = [&]<Gradient kGradient>() {
-    if (!result.ok()) return;
-    const std::vector<simt::BankCount> before = std::move(result.bank_conflicts);
-    result = RunTiles<BackwardSm80<T, kHeadDim, kGradient>>(arguments, run);
-    result.bank_conflicts.insert(result.bank_conflicts.end(), before.begin(), before.end());
-    ++kernel_runs;
-  };
-  pass.template operator()<Gradient::kQuery>();
-  if constexpr (kHeadDim <= 128) {
-    pass.template operator()<Gradient::kKeyAndValue>();
-  } else {
-    pass.template operator()<Gradient::kKey>();
-    pass.template operator()<Gradient::kValue>();
+struct Sm80 : Elements<bfloat16, half> {
+  template <class T, int kHeadDim, Gradient kGradient>
+  using Kernel = BackwardSm80<T, kHeadDim, kGradient>;
+  template <class Kernel, class T>
+  static typename Kernel::Params ParamsOf(const BackwardArguments<T>& arguments) {
+    return arguments;
   }
-  Download(dq, results.dq);
-  Download(dk, results.dk);
-  Download(dv, results.dv);
-  return result;
-}
-
-Results RunEmulated(const Case& c, const DeviceRun& run = {},
-                    simt::LaunchResult* launch = nullptr) {
-  Results results = RunOp(c, Which::kForward);
-  results.dq = Tensor::Empty(c.q.dtype, {c.q.shape[0], c.q.shape[1], c.q.shape[2]});
-  results.dk = Tensor::Empty(c.k.dtype, {c.k.shape[0], c.k.shape[1], c.k.shape[2]});
-  results.dv = Tensor::Empty(c.k.dtype, {c.k.shape[0], c.k.shape[1], c.k.shape[2]});
-  const Status status = DispatchKernel(c, [&]<class T, int kHeadDim>() {
-    const simt::LaunchResult result = Emulate<T, kHeadDim>(c, run, results);
-    CHECK(std::string(result.message()) == "");
-    if (launch != nullptr) *launch = result;
-  });
-  REQUIRE(status.ok());
-  return results;
-}
-
-// Against the reference on one seed; the other seeds must give the same bits.
-void CheckCase(const Case& c, uint64_t seeds = 2) {
-  INFO(Describe(c));
-  const Results got = RunEmulated(c);
-  CHECK(Inaccuracy(c, got, RunDouble(c), RunPlain(c)) == "");
-  for (uint64_t seed = 1; seed < seeds; ++seed) {
-    CHECK(BitDifference(
-              got, RunEmulated(c, {.seed = seed, .blocks = 1 + static_cast<int>(seed % 3)})) == "");
-  }
-}
+};
 
 TEST_CASE("sm_80 backward: ragged lengths agree with the reference on 8 seeds") {
-  Case c = MakeCase({.dtype = DType::kBF16,
-                     .num_heads = 4,
-                     .num_kv_heads = 2,
-                     .head_dim = 64,
-                     .slots_q = {0, 1, 63, 64, 65, 0, 129, 3},
-                     .slots_k = {1, 65, 64, 0, 63, 0, 130, 1},
-                     .tail_q = 3,
-                     .tail_k = 2});
-  CheckCase(c, kSeeds);
-  c.options.causal = true;
-  CheckCase(c, kSeeds);
+  CheckBackwardRaggedLengths<Sm80>();
 }
 
 TEST_CASE("sm_80 backward: every head dimension and both dtypes, odd ones padded inside") {
-  uint64_t seed = 100;
-  for (DType dtype : {DType::kBF16, DType::kF16}) {
-    for (int64_t head_dim : {64, 96, 128, 192, 256, 1, 8, 40, 80, 100, 160}) {
-      Case c = MakeCase({.dtype = dtype,
-                         .num_heads = 3,
-                         .num_kv_heads = 1,
-                         .head_dim = head_dim,
-                         .slots_q = {50, 0, 7},
-                         .slots_k = {70, 5, 33},
-                         .tail_q = 2,
-                         .seed = ++seed});
-      c.options.causal = head_dim % 3 != 0;
-      CheckCase(c);
-    }
-  }
+  CheckBackwardHeadDims<Sm80>({64, 96, 128, 192, 256, 1, 8, 40, 80, 100, 160});
 }
 
 TEST_CASE("sm_80 backward: every option agrees with the reference") {
-  for (const Variant& variant : Variants()) {
-    for (int64_t head_dim : {64, 192}) {
-      const Case c = OptionCase(variant, head_dim);
-      INFO(variant.name);
-      CheckCase(c, head_dim == 64 ? 2 : 1);
-    }
-  }
+  CheckBackwardOptions<Sm80>({64, 192});
 }
 
 TEST_CASE("sm_80 backward: tree masks, with blocks skipped and blocks seen whole") {
-  for (uint64_t seed : {1, 2}) {
-    CheckCase(TreeCase(seed));
-  }
-  // Keys 32 .. 63 end with token 128: of the tile of rows that begins there, only the first sees
-  // them.
-  Case c = MakeCase(
-      {.dtype = DType::kBF16, .num_heads = 1, .num_kv_heads = 1, .head_dim = 64, .slots_q = {200}});
-  Ints ends(200, 200);
-  std::fill(ends.begin() + 32, ends.begin() + 129, 129);
-  c.options.key_end = Host(ends);
-  c.options.causal = true;
-  CheckCase(c);
+  CheckBackwardTrees<Sm80>();
 }
 
-// The small length pairs of flash-attention's own test grid; key/value heads, head dimensions and
-// masks take turns.
 TEST_CASE("sm_80 backward: the small part of the grid agrees with the reference on 8 seeds") {
-  const int32_t pairs[][2] = {{1, 1},     {1, 3},    {2, 1},    {3, 113},  {64, 128}, {128, 128},
-                              {113, 203}, {128, 97}, {108, 80}, {160, 60}, {51, 1},   {70, 190}};
-  const int64_t kv_heads[] = {6, 2, 1}, head_dims[] = {64, 96, 128, 192, 256, 40, 100};
-  int turn = 0;
-  for (const auto& [longest_q, longest_k] : pairs) {
-    Pack pack{.dtype = turn % 2 == 0 ? DType::kBF16 : DType::kF16,
-              .num_heads = 6,
-              .num_kv_heads = kv_heads[turn % 3],
-              .head_dim = head_dims[turn % 7],
-              .slots_q = {longest_q, 1 + longest_q / 3},
-              .slots_k = {longest_k, turn % 5 == 4 ? 0 : 1 + longest_k / 2},
-              .tail_q = 5,
-              .tail_k = 7,
-              .seed = 500 + static_cast<uint64_t>(turn)};
-    Case c = MakeCase(pack);
-    c.with_d_lse = turn % 2 == 0;
-    c.options.causal = turn % 4 == 1 || turn % 4 == 3;
-    if (turn % 4 >= 2) c.options.window_left = 20 + turn;
-    if (turn % 4 == 2) c.options.window_right = 7;
-    if (turn % 6 == 5) c.options.softcap = 15;
-    if (turn % 6 == 4) c.options.softmax_scale = 0.1f;
-    CheckCase(c, kSeeds);
-    ++turn;
-  }
+  CheckBackwardGrid<Sm80>({64, 96, 128, 192, 256, 40, 100});
 }
 
 TEST_CASE("sm_80 backward: unaligned memory takes the slow path to the same bits") {
-  for (int64_t head_dim : {64, 96, 192}) {
-    const Case c = MakeCase({.dtype = DType::kBF16,
-                             .num_heads = 2,
-                             .num_kv_heads = 1,
-                             .head_dim = head_dim,
-                             .slots_q = {70, 9},
-                             .tail_q = 1});
-    CHECK(BitDifference(RunEmulated(c), RunEmulated(c, {.vector_access = false})) == "");
-  }
+  CheckBackwardUnaligned<Sm80>();
 }
 
-// MakeCase fills every row outside a sequence with NaN, so this is also the isolation test.
 TEST_CASE("sm_80 backward: a packed sequence has the bits it has alone") {
-  Case c = MakeCase({.dtype = DType::kBF16,
-                     .num_heads = 6,
-                     .num_kv_heads = 2,
-                     .head_dim = 64,
-                     .slots_q = {100, 1, 64, 37},
-                     .tail_q = 9,
-                     .tail_k = 9});
-  c.options.causal = true;
-  const Results packed = RunEmulated(c);
-  for (int64_t b = 0; b < NumSeqs(c); ++b) {
-    const Results alone = RunEmulated(Alone(c, b));
-    const Rows q = RowsQ(c, b), k = RowsK(c, b);
-    CHECK(BitDifference(SliceRows(packed.dq, q.first, q.used), alone.dq) == "");
-    CHECK(BitDifference(SliceRows(packed.dk, k.first, k.used), alone.dk) == "");
-    CHECK(BitDifference(SliceRows(packed.dv, k.first, k.used), alone.dv) == "");
-  }
+  CheckBackwardPacking<Sm80>();
+}
+
+TEST_CASE("sm_80 backward: NaN in the neighbours changes no bit of a sequence") {
+  CheckBackwardIsolation<Sm80>({64, 96, 256});
 }
 
 TEST_CASE("sm_80 backward: no bank conflicts at any head dimension") {
-  for (int64_t head_dim : {64, 96, 128, 192, 256}) {
-    const Case c = MakeCase({.dtype = DType::kBF16,
-                             .num_heads = 1,
-                             .num_kv_heads = 1,
-                             .head_dim = head_dim,
-                             .slots_q = {128}});
-    simt::LaunchResult launch;
-    RunEmulated(c, {.blocks = 1, .count_bank_conflicts = true}, &launch);
-    for (const simt::BankCount& count : launch.bank_conflicts) {
-      INFO("headDim " << head_dim << ", " << simt::Describe(count.site));
-      CHECK(count.wavefronts == count.ideal);
-    }
-  }
+  CheckBackwardBankConflicts<Sm80>();
 }
 
-// One query and one key at both ends of tensors whose offsets pass 2^31 elements; the pages between
-// are never touched. With one key P is 1, so that dv is dout, and dq and dk are 0.
-TEST_CASE("sm_80 backward: offsets past 2^31 elements") {
-  constexpr int64_t kRow = int64_t{1} << 20, kRows = 2100;  // 2.2e9 elements
-  const simt::GlobalArray<bfloat16> q(kRow * kRows), gradients(kRow * kRows);
-  const simt::GlobalArray<RowStatistics> statistics(kRows);
-  for (int64_t row : {int64_t{0}, kRows - 1}) {
-    float square = 0;
-    for (int d = 0; d < 64; ++d) {
-      q[row * kRow + d] = bfloat16(static_cast<float>(row % 7 + d % 8));
-      square += static_cast<float>((row % 7 + d % 8) * (row % 7 + d % 8));
-    }
-    statistics[row] = {square * 0.125f * 1.4426950408889634f, square};
-  }
-  const simt::GlobalArray<int32_t> cu(std::vector<int32_t>{0, 1, kRows - 1, kRows});
-  const simt::GlobalArray<int32_t> used(std::vector<int32_t>{1, 0, 1});
-  const simt::GlobalArray<int32_t> order(4), next_tile(1);
-  const simt::GlobalArray<int64_t> tile_start(5);
-  BackwardArguments<bfloat16> p{};
-  p.q = p.k = p.v = p.d_out = {q.data(), kRow, 64};
-  // Side by side in one tensor's rows.
-  p.dq = {gradients.data(), kRow, 64};
-  p.dk = {gradients.data() + 64, kRow, 64};
-  p.dv = {gradients.data() + 128, kRow, 64};
-  p.statistics = statistics.data();
-  p.sequences = {cu.data(), cu.data(), used.data(), used.data(), 3, kRows, kRows};
-  p.mask = {kUnbounded, kUnbounded, nullptr};
-  p.schedule = {order.data(), tile_start.data(), next_tile.data()};
-  p.num_heads = p.num_kv_heads = 1;
-  p.head_dim = 64;
-  p.softmax_scale = 0.125f;
-  p.vector_loads = p.vector_stores = true;
-  const DeviceRun run{.blocks = 1};
-  for (const simt::LaunchResult& result :
-       {RunTiles<BackwardSm80<bfloat16, 64, Gradient::kQuery>>(p, run),
-        RunTiles<BackwardSm80<bfloat16, 64, Gradient::kKeyAndValue>>(p, run)}) {
-    REQUIRE(std::string(result.message()) == "");
-  }
-  for (int64_t row : {int64_t{0}, kRows - 1}) {
-    for (int d = 0; d < 64; ++d) {
-      CHECK(static_cast<float>(gradients[row * kRow + d]) == 0);
-      CHECK(static_cast<float>(gradients[row * kRow + 64 + d]) == 0);
-      CHECK(gradients[row * kRow + 128 + d].bits == q[row * kRow + d].bits);
-    }
-  }
-  CHECK(gradients[kRow + 128].bits == 0);  // a row of the slot that is not used
-}
+TEST_CASE("sm_80 backward: offsets past 2^31 elements") { CheckBackwardFarOffsets<Sm80>(); }
 
 TEST_CASE("sm_80 backward: how much was run") {
-  MESSAGE("2 kernels in 26 instances, ", kernel_runs, " emulated launches, up to ", kSeeds,
-          " seeds");
+  MESSAGE("2 kernels in 26 instances, ", backward_runs,
+          " emulated launches with those of sm_90a, up to ", kSeeds, " seeds");
 }
 
 }  // namespace

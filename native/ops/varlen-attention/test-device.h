@@ -15,8 +15,8 @@ namespace varlen::varlen_attention::testing {
 inline constexpr uint64_t kSeeds = 8;
 
 // Ragged sequences, two of them with rows or keys of length 0, under one option.
-inline Case OptionCase(const Variant& variant, int64_t head_dim) {
-  Case c = MakeCase({.dtype = DType::kBF16,
+inline Case OptionCase(const Variant& variant, DType dtype, int64_t head_dim) {
+  Case c = MakeCase({.dtype = dtype,
                      .num_heads = 2,
                      .num_kv_heads = 1,
                      .head_dim = head_dim,
@@ -29,8 +29,8 @@ inline Case OptionCase(const Variant& variant, int64_t head_dim) {
 }
 
 // Prompts shared by trees of answers, with rows and keys of nobody after them.
-inline Case TreeCase(uint64_t seed) {
-  Case c = MakeCase({.dtype = DType::kF16,
+inline Case TreeCase(DType dtype, uint64_t seed) {
+  Case c = MakeCase({.dtype = dtype,
                      .num_heads = 2,
                      .num_kv_heads = 2,
                      .head_dim = seed == 1 ? 64 : 40,
@@ -64,6 +64,12 @@ simt::GlobalArray<T> Upload(const HostOrTensor<T>& argument) {
 template <class T>
 void Download(const simt::GlobalArray<T>& from, const Tensor& to) {
   std::memcpy(to.data<unsigned char>(), from.data(), sizeof(T) * static_cast<size_t>(from.size()));
+}
+
+// A copy that lies as `like` does.
+template <class T>
+DeviceMatrix<T> MatrixAt(const simt::GlobalArray<unsigned char>& copy, const Tensor& like) {
+  return {reinterpret_cast<T*>(copy.data()), like.strides[0], like.strides[1]};
 }
 
 // The options of a case as kernels read them.
@@ -125,17 +131,24 @@ simt::LaunchResult RunTiles(const typename Kernel::Params& arguments, const Devi
                                .count_bank_conflicts = run.count_bank_conflicts});
 }
 
-// fn.template operator()<T, kHeadDim>() with the case's dtype and its padded head dimension.
-template <class Fn>
-Status DispatchKernel(const Case& c, const Fn& fn) {
-  const int64_t d = c.q.shape[2];
-  const int64_t padded = d <= 64 ? 64 : d <= 96 ? 96 : d <= 128 ? 128 : d <= 192 ? 192 : 256;
-  return DispatchDType<bfloat16, half>(c.q.dtype, "q", [&]<class T>() -> Status {
-    return DispatchInt<64, 96, 128, 192, 256>(padded, "headDim", [&]<int kHeadDim>() -> Status {
-      fn.template operator()<T, kHeadDim>();
-      return {};
+// The element types that a family of kernels is for.
+template <class... Ts>
+struct Elements {
+  static constexpr DType kDtypes[] = {DTypeOf<Ts>::value...};
+  static constexpr DType kFirst = kDtypes[0], kLast = kDtypes[sizeof...(Ts) - 1];
+
+  // fn.template operator()<T, kHeadDim>() with the case's dtype and its padded head dimension.
+  template <class Fn>
+  static Status Dispatch(const Case& c, const Fn& fn) {
+    const int64_t d = c.q.shape[2];
+    const int64_t padded = d <= 64 ? 64 : d <= 96 ? 96 : d <= 128 ? 128 : d <= 192 ? 192 : 256;
+    return DispatchDType<Ts...>(c.q.dtype, "q", [&]<class T>() -> Status {
+      return DispatchInt<64, 96, 128, 192, 256>(padded, "headDim", [&]<int kHeadDim>() -> Status {
+        fn.template operator()<T, kHeadDim>();
+        return {};
+      });
     });
-  });
-}
+  }
+};
 
 }  // namespace varlen::varlen_attention::testing

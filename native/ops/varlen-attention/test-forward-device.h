@@ -16,7 +16,7 @@
 // architecture's kernel must get right. Family names the kernel of a dtype and head dimension and
 // makes its parameters:
 //
-//   struct Sm80 {
+//   struct Sm80 : Elements<bfloat16, half> {
 //     template <class T, int kHeadDim> using Kernel = ForwardSm80<T, kHeadDim>;
 //     template <class Kernel, class T>
 //     static auto ParamsOf(const ForwardArguments<T>& arguments, const Case& c) -> Kernel::Params;
@@ -38,20 +38,11 @@ simt::LaunchResult EmulateForward(const Case& c, const DeviceRun& run, const Res
   const simt::GlobalArray<float> partial_out(split ? run.splits * c.q.size() : 0);
   const DeviceOptions device(c);
   const bool aligned = run.vector_access && kHeadDim > 0 && c.q.shape[2] % 8 == 0;
-  const ForwardArguments<T> arguments{.q = reinterpret_cast<const T*>(q.data()),
-                                      .k = reinterpret_cast<const T*>(k.data()),
-                                      .v = reinterpret_cast<const T*>(v.data()),
-                                      .out = reinterpret_cast<T*>(out.data()),
+  const ForwardArguments<T> arguments{.q = MatrixAt<const T>(q, c.q),
+                                      .k = MatrixAt<const T>(k, c.k),
+                                      .v = MatrixAt<const T>(v, c.v),
+                                      .out = MatrixAt<T>(out, results.out),
                                       .softmax_lse = split ? partial_lse.data() : lse.data(),
-                                      .q_row = c.q.strides[0],
-                                      .q_head = c.q.strides[1],
-                                      .k_row = c.k.strides[0],
-                                      .k_head = c.k.strides[1],
-                                      .v_row = c.v.strides[0],
-                                      .v_head = c.v.strides[1],
-                                      .out_row = c.q.shape[1] * c.q.shape[2],
-                                      .out_head = c.q.shape[2],
-                                      .lse_stride = c.q.shape[0],
                                       .sequences = device.sequences(),
                                       .mask = device.mask(),
                                       .schedule = device.schedule(),
@@ -72,16 +63,11 @@ simt::LaunchResult EmulateForward(const Case& c, const DeviceRun& run, const Res
       RunTiles<Kernel>(Family::template ParamsOf<Kernel>(arguments, c), run);
   ++kernel_runs;
   if (split && result.ok()) {
-    result = simt::Launch<SplitCombine<T>>(run.blocks, SplitCombine<T>::kSharedBytes,
-                                           {partial_out.data(),
-                                            partial_lse.data(),
-                                            {arguments.out, arguments.out_row, arguments.out_head},
-                                            lse.data(),
-                                            c.q.shape[0],
-                                            arguments.num_heads,
-                                            arguments.head_dim,
-                                            run.splits},
-                                           {.seed = run.seed});
+    result = simt::Launch<SplitCombine<T>>(
+        run.blocks, SplitCombine<T>::kSharedBytes,
+        {partial_out.data(), partial_lse.data(), arguments.out, lse.data(), c.q.shape[0],
+         arguments.num_heads, arguments.head_dim, run.splits},
+        {.seed = run.seed});
     ++kernel_runs;
   }
   Download(out, results.out);
@@ -95,7 +81,7 @@ Results RunEmulated(const Case& c, const DeviceRun& run = {},
   Results results;
   results.out = Tensor::Empty(c.q.dtype, {c.q.shape[0], c.q.shape[1], c.q.shape[2]});
   results.softmax_lse = Tensor::Empty(DType::kF32, {c.q.shape[1], c.q.shape[0]});
-  const Status status = DispatchKernel(c, [&]<class T, int kHeadDim>() {
+  const Status status = Family::Dispatch(c, [&]<class T, int kHeadDim>() {
     const simt::LaunchResult result = EmulateForward<Family, T, kHeadDim>(c, run, results);
     CHECK(std::string(result.message()) == "");
     if (launch != nullptr) *launch = result;
@@ -121,7 +107,7 @@ void CheckCase(const Case& c, uint64_t seeds = 2) {
 
 template <class Family>
 void CheckRaggedLengths() {
-  Case c = MakeCase({.dtype = DType::kBF16,
+  Case c = MakeCase({.dtype = Family::kFirst,
                      .num_heads = 4,
                      .num_kv_heads = 2,
                      .head_dim = 64,
@@ -137,7 +123,7 @@ void CheckRaggedLengths() {
 template <class Family>
 void CheckHeadDims(std::initializer_list<int64_t> head_dims) {
   uint64_t seed = 100;
-  for (DType dtype : {DType::kBF16, DType::kF16}) {
+  for (DType dtype : Family::kDtypes) {
     for (int64_t head_dim : head_dims) {
       Case c = MakeCase({.dtype = dtype,
                          .num_heads = 3,
@@ -156,7 +142,7 @@ void CheckHeadDims(std::initializer_list<int64_t> head_dims) {
 template <class Family>
 void CheckOptions() {
   for (const Variant& variant : Variants()) {
-    const Case c = OptionCase(variant, 64);
+    const Case c = OptionCase(variant, Family::kFirst, 64);
     INFO(variant.name);
     CheckCase<Family>(c);
   }
@@ -165,7 +151,7 @@ void CheckOptions() {
 template <class Family>
 void CheckTrees() {
   for (uint64_t seed : {1, 2}) {
-    CheckCase<Family>(TreeCase(seed));
+    CheckCase<Family>(TreeCase(Family::kLast, seed));
   }
 }
 
@@ -178,7 +164,7 @@ void CheckGrid(const std::vector<int64_t>& head_dims) {
   const int64_t kv_heads[] = {6, 2, 1};
   int turn = 0;
   for (const auto& [longest_q, longest_k] : pairs) {
-    Pack pack{.dtype = turn % 2 == 0 ? DType::kBF16 : DType::kF16,
+    Pack pack{.dtype = turn % 2 == 0 ? Family::kFirst : Family::kLast,
               .num_heads = 6,
               .num_kv_heads = kv_heads[turn % 3],
               .head_dim = head_dims[static_cast<size_t>(turn) % head_dims.size()],
@@ -201,7 +187,7 @@ void CheckGrid(const std::vector<int64_t>& head_dims) {
 // MakeCase fills every row outside a sequence with NaN, so this is also the isolation test.
 template <class Family>
 void CheckPacking() {
-  Case c = MakeCase({.dtype = DType::kBF16,
+  Case c = MakeCase({.dtype = Family::kFirst,
                      .num_heads = 6,
                      .num_kv_heads = 2,
                      .head_dim = 64,
@@ -222,7 +208,7 @@ void CheckPacking() {
 template <class Family>
 void CheckBankConflicts() {
   for (int64_t head_dim : {64, 96, 128, 192, 256}) {
-    const Case c = MakeCase({.dtype = DType::kBF16,
+    const Case c = MakeCase({.dtype = Family::kFirst,
                              .num_heads = 1,
                              .num_kv_heads = 1,
                              .head_dim = head_dim,
@@ -233,6 +219,76 @@ void CheckBankConflicts() {
       INFO("headDim " << head_dim << ", " << simt::Describe(count.site));
       CHECK(count.wavefronts == count.ideal);
     }
+  }
+}
+
+template <class Family>
+void CheckSplits() {
+  for (const char* name : {"full", "causal", "window", "softcap", "everything"}) {
+    for (int32_t splits : {2, 3, 40}) {
+      for (int64_t head_dim : {64, 100, 192}) {
+        Case c = MakeCase({.dtype = splits == 3 ? Family::kLast : Family::kFirst,
+                           .num_heads = 4,
+                           .num_kv_heads = 2,
+                           .head_dim = head_dim,
+                           .slots_q = {1, 5, 0, 90, 3},
+                           .slots_k = {200, 330, 7, 150, 70},
+                           .used_q = {1, 5, 0, 80, 2},
+                           .used_k = {200, 0, 7, 150, 1},
+                           .tail_q = 3,
+                           .tail_k = 2});
+        Named(name).apply(c);
+        INFO(Describe(c) << " in " << splits);
+        const DeviceRun run{.splits = splits, .same_splits = true};
+        const Results got = RunEmulated<Family>(c, run);
+        CHECK(Inaccuracy(c, got, RunDouble(c, Which::kForward), RunPlain(c, Which::kForward),
+                         Which::kForward) == "");
+        DeviceRun again = run;
+        again.seed = 5;
+        again.blocks = 2;
+        CHECK(BitDifference(got, RunEmulated<Family>(c, again)) == "");
+      }
+    }
+  }
+}
+
+// Few rows against many keys are cut, the others are not: alone or packed, the bits are the same.
+template <class Family>
+void CheckOwnSplits() {
+  Case c = MakeCase({.dtype = Family::kFirst,
+                     .num_heads = 2,
+                     .num_kv_heads = 1,
+                     .head_dim = 64,
+                     .slots_q = {1, 140, 2, 3},
+                     .slots_k = {3000, 300, 1023, 2100},
+                     .tail_q = 2});
+  const Results packed = RunEmulated<Family>(c, {.splits = 16});
+  CHECK(Inaccuracy(c, packed, RunDouble(c, Which::kForward), RunPlain(c, Which::kForward),
+                   Which::kForward) == "");
+  const int32_t splits[] = {2, 1, 1, 2};
+  for (int64_t b = 0; b < NumSeqs(c); ++b) {
+    const Results alone =
+        RunEmulated<Family>(Alone(c, b), {.splits = splits[b], .same_splits = true});
+    const Rows rows = RowsQ(c, b);
+    CHECK(BitDifference(SliceRows(packed.out, rows.first, rows.used), alone.out) == "");
+    CHECK(BitDifference(SliceRows(packed.softmax_lse, rows.first, rows.used, 1),
+                        alone.softmax_lse) == "");
+  }
+}
+
+template <class Family>
+void CheckUnaligned() {
+  for (int64_t head_dim : {64, 96}) {
+    const Case c = MakeCase({.dtype = Family::kFirst,
+                             .num_heads = 2,
+                             .num_kv_heads = 1,
+                             .head_dim = head_dim,
+                             .slots_q = {70, 9},
+                             .tail_q = 1});
+    const Results fast = RunEmulated<Family>(c),
+                  slow = RunEmulated<Family>(c, {.vector_access = false});
+    CHECK(BitDifference(fast.out, slow.out) == "");
+    CHECK(BitDifference(fast.softmax_lse, slow.softmax_lse) == "");
   }
 }
 

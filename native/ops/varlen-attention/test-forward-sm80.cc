@@ -12,7 +12,7 @@
 namespace varlen::varlen_attention::testing {
 namespace {
 
-struct Sm80 {
+struct Sm80 : Elements<bfloat16, half> {
   template <class T, int kHeadDim>
   using Kernel = ForwardSm80<T, kHeadDim>;
   template <class Kernel, class T>
@@ -44,70 +44,15 @@ TEST_CASE("sm_80 forward: a packed sequence has the bits it has alone") { CheckP
 TEST_CASE("sm_80 forward: no bank conflicts at any head dimension") { CheckBankConflicts<Sm80>(); }
 
 TEST_CASE("sm_80 forward: keys in splits agree with the reference, whatever their number") {
-  for (const char* name : {"full", "causal", "window", "softcap", "everything"}) {
-    for (int32_t splits : {2, 3, 40}) {
-      for (int64_t head_dim : {64, 100, 192}) {
-        Case c = MakeCase({.dtype = splits == 3 ? DType::kF16 : DType::kBF16,
-                           .num_heads = 4,
-                           .num_kv_heads = 2,
-                           .head_dim = head_dim,
-                           .slots_q = {1, 5, 0, 90, 3},
-                           .slots_k = {200, 330, 7, 150, 70},
-                           .used_q = {1, 5, 0, 80, 2},
-                           .used_k = {200, 0, 7, 150, 1},
-                           .tail_q = 3,
-                           .tail_k = 2});
-        Named(name).apply(c);
-        INFO(Describe(c) << " in " << splits);
-        const DeviceRun run{.splits = splits, .same_splits = true};
-        const Results got = RunEmulated<Sm80>(c, run);
-        CHECK(Inaccuracy(c, got, RunDouble(c, Which::kForward), RunPlain(c, Which::kForward),
-                         Which::kForward) == "");
-        DeviceRun again = run;
-        again.seed = 5;
-        again.blocks = 2;
-        CHECK(BitDifference(got, RunEmulated<Sm80>(c, again)) == "");
-      }
-    }
-  }
+  CheckSplits<Sm80>();
 }
 
-// Few rows against many keys are cut, the others are not: alone or packed, the bits are the same.
 TEST_CASE("sm_80 forward: a sequence's own splits depend on nothing else in the pack") {
-  Case c = MakeCase({.dtype = DType::kBF16,
-                     .num_heads = 2,
-                     .num_kv_heads = 1,
-                     .head_dim = 64,
-                     .slots_q = {1, 140, 2, 3},
-                     .slots_k = {3000, 300, 1023, 2100},
-                     .tail_q = 2});
-  const Results packed = RunEmulated<Sm80>(c, {.splits = 16});
-  CHECK(Inaccuracy(c, packed, RunDouble(c, Which::kForward), RunPlain(c, Which::kForward),
-                   Which::kForward) == "");
-  const int32_t splits[] = {2, 1, 1, 2};
-  for (int64_t b = 0; b < NumSeqs(c); ++b) {
-    const Results alone =
-        RunEmulated<Sm80>(Alone(c, b), {.splits = splits[b], .same_splits = true});
-    const Rows rows = RowsQ(c, b);
-    CHECK(BitDifference(SliceRows(packed.out, rows.first, rows.used), alone.out) == "");
-    CHECK(BitDifference(SliceRows(packed.softmax_lse, rows.first, rows.used, 1),
-                        alone.softmax_lse) == "");
-  }
+  CheckOwnSplits<Sm80>();
 }
 
 TEST_CASE("sm_80 forward: unaligned memory takes the slow path to the same bits") {
-  for (int64_t head_dim : {64, 96}) {
-    const Case c = MakeCase({.dtype = DType::kBF16,
-                             .num_heads = 2,
-                             .num_kv_heads = 1,
-                             .head_dim = head_dim,
-                             .slots_q = {70, 9},
-                             .tail_q = 1});
-    const Results fast = RunEmulated<Sm80>(c),
-                  slow = RunEmulated<Sm80>(c, {.vector_access = false});
-    CHECK(BitDifference(fast.out, slow.out) == "");
-    CHECK(BitDifference(fast.softmax_lse, slow.softmax_lse) == "");
-  }
+  CheckUnaligned<Sm80>();
 }
 
 // One query and one key at both ends of tensors whose offsets pass 2^31 elements; the pages between
@@ -125,12 +70,9 @@ TEST_CASE("sm_80 forward: offsets past 2^31 elements") {
   const simt::GlobalArray<int32_t> order(4), next_tile(1);
   const simt::GlobalArray<int64_t> tile_start(5);
   ForwardArguments<bfloat16> p{};
-  p.q = p.k = p.v = q.data();
-  p.out = out.data();
+  p.q = p.k = p.v = {q.data(), kRow, 64};
+  p.out = {out.data(), kRow, 64};
   p.softmax_lse = lse.data();
-  p.q_row = p.k_row = p.v_row = p.out_row = kRow;
-  p.q_head = p.k_head = p.v_head = p.out_head = 64;
-  p.lse_stride = kRows;
   p.sequences = {cu.data(), cu.data(), used.data(), used.data(), 3, kRows, kRows};
   p.mask = {kUnbounded, kUnbounded, nullptr};
   p.schedule = {order.data(), tile_start.data(), next_tile.data()};

@@ -10,16 +10,16 @@
 namespace varlen::varlen_attention::testing {
 namespace {
 
-struct Sm90a {
+struct Sm90a : Elements<bfloat16, half> {
   template <class T, int kHeadDim>
   using Kernel = ForwardSm90a<T, kHeadDim>;
   template <class Kernel, class T>
   static typename Kernel::Params ParamsOf(const ForwardArguments<T>& a, const Case& c) {
-    const auto map = [&](const T* data, int64_t row, int64_t head, const Tensor& tensor) {
-      return simt::MakeTensorMap(
-          Kernel::Map(data, row, head, tensor.shape[0], tensor.shape[1], tensor.shape[2]));
+    const auto map = [&](const DeviceMatrix<const T>& rows, const Tensor& tensor) {
+      return simt::MakeTensorMap(Kernel::Map(rows.data, rows.row, rows.head, tensor.shape[0],
+                                             tensor.shape[1], tensor.shape[2]));
     };
-    return {a, map(a.k, a.k_row, a.k_head, c.k), map(a.v, a.v_row, a.v_head, c.v)};
+    return {a, map(a.k, c.k), map(a.v, c.v)};
   }
 };
 

@@ -3,10 +3,10 @@
 #include <cstdint>
 
 #include "core/simt/simt.h"
-#include "ops/varlen-attention/tile-chunk.h"
+#include "core/tile-chunk-device.h"
 
 // Rows of kHeadDim elements in shared memory, and the products that mma.sync forms of them.
-namespace varlen::varlen_attention {
+namespace varlen {
 
 template <class T, int kHeadDim, int kThreads>
 struct TileSm80 : TileChunk<T> {
@@ -92,6 +92,12 @@ struct TileSm80 : TileChunk<T> {
       }
     }
   }
+
+  // Columns 8 d + 2 (lane mod 4) and the next of a row: a lane's pair of such a sum.
+  static SIMT_FN void StorePair(T* tile, int row, int d, int lane, float low, float high) {
+    simt::Store(reinterpret_cast<uint32_t*>(tile + At(row, d)) + lane % 4,
+                simt::PackPair<T>(low, high));
+  }
 };
 
-}  // namespace varlen::varlen_attention
+}  // namespace varlen
