@@ -46,6 +46,7 @@ beforeEach(() => {
 });
 afterEach(() => {
   gpu('go');
+  gpu('delay 0');
   expect(memoryStats().liveTensors).toBe(alive);
 });
 
@@ -148,8 +149,8 @@ describe.each(sides)('an export from %s', (device) => {
   });
 
   test('comes back as a tensor on the same memory, after what still writes it', async () => {
-    if (device === 'cuda') gpu('hold');
     using t = Tensor.from(numbers, { shape: [3, 2], device });
+    if (device === 'cuda') gpu('delay 5'); // of every entry: this stream has two before the other one's read
     using twice = t.to('float64');
     const handle = twice.toDLPack();
     using side = new Stream(device);
@@ -160,7 +161,6 @@ describe.each(sides)('an export from %s', (device) => {
       true,
     ]);
     twice.dispose();
-    gpu('go');
     expect(await back.data()).toEqual(Float64Array.from(numbers));
   });
 });

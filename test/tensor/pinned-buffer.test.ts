@@ -75,17 +75,23 @@ describe.each([
     await other.data();
     gpu('hold');
     const sent = pinned.copyTo(t);
-    const read = pinned.copyFrom(other);
+    const reader = make(4096);
+    const read = reader.copyFrom(other);
+    reader.dispose();
     pinned.dispose();
     pinned.dispose();
     expect([pinned.disposed, buffer.byteLength]).toEqual([true, 0]);
+    await turn();
     // The memory would be free for these if the copies did not hold it.
     using others = make(4096);
-    new Uint8Array(others.buffer).fill(9);
+    using more = make(4096);
+    for (const { buffer } of [others, more]) new Uint8Array(buffer).fill(9);
     gpu('go');
     await Promise.all([sent.done(), read]);
     expect(await t.data()).toEqual(new Uint8Array(4096).fill(5));
-    expect(new Uint8Array(others.buffer)).toEqual(new Uint8Array(4096).fill(9));
+    for (const { buffer } of [others, more]) {
+      expect(new Uint8Array(buffer)).toEqual(new Uint8Array(4096).fill(9));
+    }
   });
 
   test('is refused after it was disposed, by name', async () => {
