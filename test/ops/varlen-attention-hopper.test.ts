@@ -49,8 +49,14 @@ function gradients(shape: Shape, dtype: DType, device: 'cpu' | 'cuda', options: 
     const { rows, numHeads, numKvHeads, headDim } = shape;
     const make = (heads: number, seed: number) =>
       Tensor.from(normals(rows * heads * headDim, seed), { shape: [rows, heads, headDim], dtype, device });
-    const { saved } = varlenAttention(make(numHeads, 1), make(numKvHeads, 2), make(numKvHeads, 3), options);
+    const { softmaxLse, saved } = varlenAttention(
+      make(numHeads, 1),
+      make(numKvHeads, 2),
+      make(numKvHeads, 3),
+      options,
+    );
     const dLse = Tensor.from(normals(numHeads * rows, 5), { shape: [numHeads, rows], device });
+    softmaxLse.dataSync(); // the forward pass has made its maps
     const made = () => Number(gpu('count encode'));
     const before = made();
     const { dq, dk, dv } = varlenAttentionBackward(make(numHeads, 4), saved, { dLse });
