@@ -13,6 +13,7 @@
 #include <cstring>
 #include <utility>
 
+#include "dist/helpers.h"
 #include "dist/interruptible.h"
 #include "dist/sockets.h"
 
@@ -80,16 +81,22 @@ class Engine::Mesh : public gloo::Context {
     return addresses;
   }
 
+  // No two ranks wait for each other for ever: every helper takes its peers in rising order, and
+  // ranks whose numbers leave the same remainder fall to one helper on every rank.
   void Connect(const std::vector<Bytes>& addresses) {
-    for (int peer = 0; peer < size; ++peer) {
-      if (peer == rank) continue;
-      for (size_t kind = 0; kind < kKinds; ++kind) {
-        if (interrupt_->raised()) throw gloo::IoException("aborted");
-        const auto [at, bytes] = AddressFrom(addresses, peer, kind);
-        const std::vector<char> address(at, at + bytes);
-        contexts()[kind]->getPair(peer)->connect(address);
-      }
-    }
+    WithHelpers(
+        size,
+        [&](int peer) {
+          if (peer == rank) return;
+          for (size_t kind = 0; kind < kKinds; ++kind) {
+            if (interrupt_->raised()) throw gloo::IoException("aborted");
+            const auto [at, bytes] = AddressFrom(addresses, peer, kind);
+            const std::vector<char> address(at, at + bytes);
+            contexts()[kind]->getPair(peer)->connect(address);
+          }
+        },
+        // What is connected stays so: the peers must not take this rank for the lost one.
+        [&] { StopListening(own_); });
   }
 
   // Learns which sockets the connections have: two of each peer, in rank order.

@@ -5,38 +5,13 @@
 
 #include <algorithm>
 #include <cstring>
-#include <exception>
-#include <mutex>
-#include <thread>
 #include <utility>
 
+#include "dist/helpers.h"
 #include "dist/spin.h"
 
 namespace varlen::dist {
 namespace {
-
-constexpr size_t kMaxHelpers = 16;
-
-// From now on who waits for a message reads it. For each pair Gloo lets its I/O thread go round
-// once, which takes up to 10 ms; hence several at once.
-void MakeSynchronous(const std::vector<gloo::transport::Pair*>& pairs) {
-  std::mutex mutex;
-  std::exception_ptr failure;
-  std::vector<std::thread> helpers;
-  const size_t count = std::min(kMaxHelpers, pairs.size());
-  for (size_t helper = 0; helper < count; ++helper) {
-    helpers.emplace_back([&, helper] {
-      try {
-        for (size_t i = helper; i < pairs.size(); i += count) pairs[i]->setSync(true, false);
-      } catch (...) {
-        std::lock_guard<std::mutex> lock(mutex);
-        failure = std::current_exception();
-      }
-    });
-  }
-  for (std::thread& helper : helpers) helper.join();
-  if (failure != nullptr) std::rethrow_exception(failure);
-}
 
 bool IsReadable(int socket) {
   pollfd state{socket, POLLIN, 0};
@@ -63,7 +38,10 @@ FrameLinks::FrameLinks(std::shared_ptr<gloo::transport::Context> context,
     peers_.push_back(std::move(peer));
     pairs.push_back(&pair);
   }
-  MakeSynchronous(pairs);
+  // From now on who waits for a message reads it.
+  WithHelpers(
+      static_cast<int>(pairs.size()),
+      [&pairs](int i) { pairs[static_cast<size_t>(i)]->setSync(true, false); }, [] {});
 }
 
 Bytes FrameLinks::Gather(std::span<const uint8_t> message) {

@@ -177,8 +177,9 @@ describe.concurrent('a process that dies while the others connect to it', () => 
       const server = await StoreServer.listen('127.0.0.1', 0);
       const store = { host: '127.0.0.1', port: server.port, serve: false };
       const timeoutMs = 3000;
-      const at = Date.now();
       const ranks = await start(2, 'reduce', { init: { timeoutMs, size: 3, store } });
+      await all(ranks, 'starting');
+      const at = Date.now();
       const ghost = await StoreClient.connect(store, 5000);
       const member = JSON.stringify({ rank: 2, size: 3, version: VERSION, host: 'ghost', pid: 1 });
       await ghost.compareSet('/varlen/0/0/0/member/2', '', member);
