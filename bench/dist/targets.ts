@@ -106,7 +106,7 @@ async function connect(): Promise<TargetResult[]> {
   return [
     atMost(500, {
       id: 'dist.connect',
-      what: 'init() of 16 processes that begin together, the slowest: meeting, addresses, 240 connections',
+      what: 'init() of 16 processes that begin together, the slowest: meeting, addresses, 120 connections',
       comparedWith: `the fastest: ${Math.min(...ends.map(({ connectMs }) => connectMs)).toFixed(0)} ms`,
       measured: Math.max(...ends.map(({ connectMs }) => connectMs)),
       unit: 'ms',

@@ -104,15 +104,6 @@ bool Shutdown(const Link& link) {
   return held.Is(link) && shutdown(held.fd(), SHUT_RDWR) == 0;
 }
 
-void StopListening(const std::vector<sockaddr_storage>& own) {
-  ForEachSocket([&](const Link& link) {
-    const Held held(link.fd);
-    const Link now = LinkOf(held.fd());
-    const bool listens = now.peer.ss_family == AF_UNSPEC;
-    if (listens && IsOneOf(own, now.own)) shutdown(held.fd(), SHUT_RDWR);
-  });
-}
-
 void ShutdownAll(const std::vector<sockaddr_storage>& own,
                  const std::vector<sockaddr_storage>& peers) {
   ForEachSocket([&](const Link& link) {

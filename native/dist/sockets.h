@@ -27,10 +27,6 @@ bool HasEnded(const Link& link);
 // Ends the connection for both sides; false when it is not open.
 bool Shutdown(const Link& link);
 
-// Ends every listening socket of this process whose address is in `own`: who waits for a connection
-// is woken.
-void StopListening(const std::vector<sockaddr_storage>& own);
-
 // Ends every socket of this process whose own address is in `own` or whose other end is in `peers`,
 // listening ones included: who waits for a connection is woken as well.
 void ShutdownAll(const std::vector<sockaddr_storage>& own,
