@@ -9,7 +9,6 @@
 #include <gloo/transport/tcp/device.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <utility>
 
@@ -51,8 +50,7 @@ sockaddr_storage SocketAddress(const Byte* address, size_t bytes) {
 
 }  // namespace
 
-// Gloo's context in two steps, with the exchange of addresses left to the caller. Each peer has two
-// connections: one for Gloo's collectives, one for frames.
+// Gloo's context in two steps, with the exchange of addresses left to the caller.
 class Engine::Mesh : public gloo::Context {
  public:
   using gloo::Context::Context;
@@ -65,17 +63,12 @@ class Engine::Mesh : public gloo::Context {
     // A pair waits five times this long for its peer.
     sockets->setTimeout(std::max(timeout / 5, std::chrono::milliseconds(1)));
     transportContext_ = MakeInterruptible(std::move(sockets), interrupt_);
-    frame_context_ = device_->createContext(rank, size);
-    // A frame is waited for until it comes or Shutdown() does; 0 means for ever to Gloo.
-    frame_context_->setTimeout(std::chrono::milliseconds(0));
     Bytes addresses;
     for (int peer = 0; peer < size; ++peer) {
       if (peer == rank) continue;
-      for (gloo::transport::Context* context : contexts()) {
-        const std::vector<char> bytes = context->createPair(peer)->address().bytes();
-        addresses.insert(addresses.end(), bytes.begin(), bytes.end());
-        own_.push_back(SocketAddress(bytes.data(), bytes.size()));
-      }
+      const std::vector<char> bytes = transportContext_->createPair(peer)->address().bytes();
+      addresses.insert(addresses.end(), bytes.begin(), bytes.end());
+      own_.push_back(SocketAddress(bytes.data(), bytes.size()));
     }
     return addresses;
   }
@@ -83,32 +76,19 @@ class Engine::Mesh : public gloo::Context {
   void Connect(const std::vector<Bytes>& addresses) {
     for (int peer = 0; peer < size; ++peer) {
       if (peer == rank) continue;
-      for (size_t kind = 0; kind < kKinds; ++kind) {
-        if (interrupt_->raised()) throw gloo::IoException("aborted");
-        const auto [at, bytes] = AddressFrom(addresses, peer, kind);
-        const std::vector<char> address(at, at + bytes);
-        contexts()[kind]->getPair(peer)->connect(address);
-      }
+      const auto [at, bytes] = AddressFrom(addresses, peer);
+      const std::vector<char> address(at, at + bytes);
+      transportContext_->getPair(peer)->connect(address);
     }
   }
 
-  // Learns which sockets the connections have: two of each peer, in rank order.
+  // The connections, in rank order, this rank left out.
   void Find() { links_ = FindLinks(own_, theirs_); }
-
-  void OpenFrames() {
-    std::vector<int> sockets;
-    for (size_t i = 1; i < links_.size(); i += kKinds) sockets.push_back(links_[i].fd);
-    frames_ = std::make_unique<FrameLinks>(frame_context_, sockets);
-  }
-
-  Bytes GatherFrames(std::span<const uint8_t> message) { return frames_->Gather(message); }
 
   std::vector<int> Lost() const {
     std::vector<int> ranks;
     for (size_t i = 0; i < links_.size(); ++i) {
-      const int place = static_cast<int>(i / kKinds);
-      const int peer = place < rank ? place : place + 1;
-      if (!ranks.empty() && ranks.back() == peer) continue;
+      const int peer = static_cast<int>(i) < rank ? static_cast<int>(i) : static_cast<int>(i) + 1;
       if (HasEnded(links_[i])) ranks.push_back(peer);
     }
     return ranks;
@@ -124,33 +104,22 @@ class Engine::Mesh : public gloo::Context {
   void AddPeers(const std::vector<Bytes>& addresses) {
     for (int peer = 0; peer < size; ++peer) {
       if (peer == rank) continue;
-      for (size_t kind = 0; kind < kKinds; ++kind) {
-        const auto [at, bytes] = AddressFrom(addresses, peer, kind);
-        theirs_.push_back(SocketAddress(at, bytes));
-      }
+      const auto [at, bytes] = AddressFrom(addresses, peer);
+      theirs_.push_back(SocketAddress(at, bytes));
     }
   }
 
  private:
-  static constexpr size_t kKinds = 2;
-
-  std::array<gloo::transport::Context*, kKinds> contexts() const {
-    return {transportContext_.get(), frame_context_.get()};
-  }
-
-  // Where a peer waits for this rank. A rank lists one address of each kind for each of its peers,
-  // itself left out.
-  std::pair<const uint8_t*, size_t> AddressFrom(const std::vector<Bytes>& addresses, int peer,
-                                                size_t kind) const {
+  // Where a peer waits for this rank. A rank lists one address for each of its peers, itself left
+  // out.
+  std::pair<const uint8_t*, size_t> AddressFrom(const std::vector<Bytes>& addresses,
+                                                int peer) const {
     const Bytes& all = addresses[static_cast<size_t>(peer)];
-    const size_t bytes = all.size() / (kKinds * static_cast<size_t>(size - 1));
-    const auto place = static_cast<size_t>(rank < peer ? rank : rank - 1);
-    return {all.data() + bytes * (kKinds * place + kind), bytes};
+    const size_t bytes = all.size() / static_cast<size_t>(size - 1);
+    return {all.data() + bytes * static_cast<size_t>(rank < peer ? rank : rank - 1), bytes};
   }
 
   const std::shared_ptr<Interrupt> interrupt_ = std::make_shared<Interrupt>();
-  std::shared_ptr<gloo::transport::Context> frame_context_;
-  std::unique_ptr<FrameLinks> frames_;
   // Where this rank waits for each peer and where each peer waits for it. A connection has one of
   // the two addresses at one of its ends.
   std::vector<sockaddr_storage> own_;
@@ -179,11 +148,8 @@ void Engine::Connect(const std::vector<Bytes>& addresses) {
     mesh_->AddPeers(addresses);
   }
   mesh_->Connect(addresses);
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    mesh_->Find();
-  }
-  mesh_->OpenFrames();
+  std::lock_guard<std::mutex> lock(mutex_);
+  mesh_->Find();
 }
 
 std::vector<int> Engine::Lost() {
@@ -192,12 +158,18 @@ std::vector<int> Engine::Lost() {
 }
 
 Bytes Engine::GatherFrames(std::span<const uint8_t> message) {
-  if (size_ > 1) return mesh_->GatherFrames(message);
   Bytes frame(kFrameBytes, 0);
   const uint64_t length = message.size();
   std::memcpy(frame.data(), &length, sizeof length);
   std::memcpy(frame.data() + sizeof length, message.data(), std::min(message.size(), kInlineBytes));
-  return frame;
+  if (size_ == 1) return frame;
+  Bytes frames(static_cast<size_t>(size_) * kFrameBytes);
+  gloo::AllgatherOptions options(mesh_);
+  options.setInput(frame.data(), frame.size());
+  options.setOutput(frames.data(), frames.size());
+  options.setTag(tag_++);
+  gloo::allgather(options);
+  return frames;
 }
 
 Gathered Engine::Exchange(std::span<const uint8_t> message, size_t max_bytes) {

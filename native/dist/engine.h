@@ -12,20 +12,24 @@
 #include <string>
 #include <vector>
 
-#include "dist/frames.h"
 #include "dist/reduce.h"
 
 // One group of ranks over Gloo. Knows nothing of JavaScript nor of deadlines but that of
 // connecting; every member is called on the group's communication thread unless it says otherwise.
 //
 // Gloo ends the process when ranks disagree about a collective (an exception on its I/O thread) and
-// when it gathers nothing (a division by zero). So every operation begins with an exchange of
-// frames, which may differ; only ranks whose signatures are equal go on, and empty arrays never
-// reach Gloo.
+// when it gathers nothing (a division by zero). So every operation begins with an all-gather of
+// frames, whose size never differs; only ranks whose signatures are equal go on, and empty arrays
+// never reach Gloo.
 namespace varlen::dist {
 
 using Clock = std::chrono::steady_clock;
+using Bytes = std::vector<uint8_t>;
 
+// A frame: u64 length of the message, then as much of it as fits. A message begins with the 32
+// bytes of signature of src/dist/signature.ts. 1 KiB holds the headers of the alignment protocol.
+inline constexpr size_t kFrameBytes = 1024;
+inline constexpr size_t kInlineBytes = kFrameBytes - sizeof(uint64_t);
 inline constexpr size_t kSignatureBytes = 32;
 
 enum class Operation : uint8_t { kAllReduce, kBroadcast, kAllGather };
@@ -53,7 +57,7 @@ class Engine {
   Engine(int rank, int size, std::string host);
   ~Engine();
 
-  // Opens two listening sockets for each peer; returns their addresses, which the peers need.
+  // Opens a listening socket for each peer; returns their addresses, which the peers need.
   Bytes Listen(Clock::time_point deadline);
   // Connects to all peers. `addresses`: what Listen() returned on every rank, in rank order.
   void Connect(const std::vector<Bytes>& addresses);

@@ -6,8 +6,6 @@
 #include <thread>
 #include <utility>
 
-#include "dist/spin.h"
-
 namespace varlen::dist {
 namespace {
 
@@ -31,7 +29,6 @@ void Group::Push(double id, Job job) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     entries_.push_back({id, std::move(job)});
-    called_ = true;
   }
   changed_.notify_all();
 }
@@ -45,7 +42,6 @@ void Group::Stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
-    called_ = true;
   }
   changed_.notify_all();
 }
@@ -58,14 +54,12 @@ bool Group::WaitForEnd(std::chrono::milliseconds limit) {
 void Group::Loop() {
   for (;;) {
     Entry entry;
-    SpinUntil([this] { return called_.load(); });
     {
       std::unique_lock<std::mutex> lock(mutex_);
       changed_.wait(lock, [this] { return stopping_ || !entries_.empty(); });
       if (stopping_) break;
       entry = std::move(entries_.front());
       entries_.pop_front();
-      called_ = !entries_.empty();
     }
     Settlement settlement{entry.id, Failure::kNone, {}, {}};
     try {

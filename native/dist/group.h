@@ -1,6 +1,5 @@
 #pragma once
 
-#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -48,7 +47,6 @@ class Group : public std::enable_shared_from_this<Group> {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Entry> entries_;
-  std::atomic<bool> called_ = false;  // something was pushed, or Stop() was called
   bool stopping_ = false;
   bool ended_ = false;
 };

@@ -11,8 +11,6 @@ import type { StoreClient } from './store-client.js';
 
 /** Every rank is connected to each other one; more ranks need groups of groups. */
 const MAX_RANKS = 512;
-/** Between two ranks: one for arrays, one for the frames ahead of them. */
-const CONNECTIONS = 2;
 /** Descriptors that a process needs beside the mesh. */
 const OTHER_FILES = 64;
 /** Who says nothing for this long after a connection could not be made is taken for dead, in milliseconds. */
@@ -55,7 +53,7 @@ export function checkMeshSize(size: number): void {
     throw varlenError('ERR_VARLEN_DIST_WORLD_TOO_LARGE', message, { op: 'init', size, limit: MAX_RANKS });
   }
   const limit = fileLimit();
-  const needed = CONNECTIONS * size + OTHER_FILES;
+  const needed = size + OTHER_FILES;
   if (limit >= needed) return;
   const message = `init: ${size} ranks need ${needed} file descriptors in each process; got a limit of ${limit}; raise it with ulimit -n`;
   throw varlenError('ERR_VARLEN_DIST_STORE', message, { op: 'init', limit, needed });

@@ -90,5 +90,5 @@ test('too few file descriptors are refused with the number that is needed', asyn
   };
   const { stdout } = spawnSync('sh', ['-c', command], { env, encoding: 'utf8', timeout: 60_000 });
   expect(stdout).toContain('ERR_VARLEN_DIST_STORE');
-  expect(stdout).toContain('need 72 file descriptors');
+  expect(stdout).toContain('need 68 file descriptors');
 });
