@@ -5,6 +5,7 @@ import {
   deviceInfo,
   memoryStats,
   planPrefill,
+  rebalanceAttention,
   Stream,
   scope,
   Tensor,
@@ -118,11 +119,14 @@ describe('calls', () => {
   test('of an op without a kernel throw at once', () => {
     using q = Tensor.empty([4, 1, 64], { dtype: 'bfloat16', device });
     const heads = { kind: 'a-shape', sink: 1, local: 2 } as const;
-    const error = thrown(() =>
-      planPrefill({ heads }, q, q, { cuSeqlens: Int32Array.of(0, 4) }),
-    ) as VarlenError;
+    using plan = planPrefill({ heads }, q, q, { cuSeqlens: Int32Array.of(0, 4) });
+    const segments = Int32Array.of(0, 0, 1, 1);
+    const error = thrown(() => rebalanceAttention(plan, q, q, q, { segments })) as VarlenError;
     expect(error.code).toBe('ERR_VARLEN_UNSUPPORTED');
-    expect(error.details).toMatchObject({ op: 'sparsePrefillPlan', feature: 'sparsePrefillPlan on cuda:0' });
+    expect(error.details).toMatchObject({
+      op: 'rebalanceAttention',
+      feature: 'rebalanceAttention on cuda:0',
+    });
   });
 });
 

@@ -91,8 +91,10 @@ Backward BackwardOf(const Forward& p, const std::vector<Tensor>& results, double
   b.target_ids = p.target_ids;
   b.d_logprobs = results[kDLogprobs];
   b.lse = results[kLse];
-  b.entropies = results[kEntropies];
-  b.d_entropies = results[kDEntropies];
+  if (p.uses_entropies()) {  // else they are not among the results
+    b.entropies = results[kEntropies];
+    b.d_entropies = results[kDEntropies];
+  }
   b.temperature = p.temperature;
   return b;
 }
