@@ -340,10 +340,11 @@ TEST_CASE("GPU memory: exhaustion names the bytes asked for, held and free, and 
   REQUIRE(m.stream->Allocate(int64_t{40} << 20, Cache::Writer::kStream, &most).ok());
   const Status status = m.stream->Allocate(int64_t{30} << 20, Cache::Writer::kStream, &more);
   CHECK(status.code == Code::kOutOfMemory);
-  CHECK(status.message ==
-        "memory of cuda:0 is exhausted; got a request of 31457280 bytes, expected one that fits: "
-        "this process holds 41943040 bytes (41943040 in tensors, 0 cached), 25165824 of 67108864 are "
-        "free");
+  CHECK(
+      status.message ==
+      "memory of cuda:0 is exhausted; got a request of 31457280 bytes, expected one that fits: "
+      "this process holds 41943040 bytes (41943040 in tensors, 0 cached), 25165824 of 67108864 are "
+      "free");
   REQUIRE(status.details.size() == 5);
   CHECK(status.details[1].first == std::string("heldBytes"));
   CHECK(status.details[1].second == 40 << 20);
