@@ -4,34 +4,18 @@
 
 #include "core/emulated.h"
 #include "core/isa.h"
-#include "core/op_test.h"
-#include "ops/compress-visual-tokens/compress-visual-tokens.h"
 #include "ops/compress-visual-tokens/device.h"
+#include "ops/compress-visual-tokens/test-case.h"
 
 // The kernels, run by the host emulator, against the CPU, bit for bit, and the float64 reference.
 namespace varlen::compress_visual_tokens::testing {
 namespace {
-
-using namespace varlen::testing;
 
 struct Run {
   uint64_t seed = 0;
   int64_t blocks = 2;
   int64_t rounds = 5;  // that are launched one by one; the rest is DeviceFinish's
 };
-
-Forward Op(DType dtype, const std::vector<int32_t>& offsets, int64_t hidden,
-           const std::vector<int32_t>& targets) {
-  Forward op;
-  op.features = Random(dtype, {offsets.back(), hidden}, 1);
-  op.image_offsets = Host(offsets);
-  op.targets = Host(targets);
-  op.minimums = Host(std::vector<int32_t>(targets.size(), 0));
-  int64_t rows = 0;
-  for (int32_t target : targets) rows += target;
-  op.out = Tensor::Empty(dtype, {rows, hidden});  // its shape says how many rows there are
-  return op;
-}
 
 // Outputs in the order of Forward::Visit.
 template <class T, class Metric = T>

@@ -1,23 +1,8 @@
-#include "core/op_test.h"
 #include "doctest/doctest.h"
-#include "ops/compress-visual-tokens/compress-visual-tokens.h"
+#include "ops/compress-visual-tokens/test-case.h"
 
 namespace varlen::compress_visual_tokens::testing {
 namespace {
-using namespace varlen::testing;
-
-Forward Op(DType dtype, const std::vector<int32_t>& offsets, int64_t hidden,
-           const std::vector<int32_t>& targets) {
-  Forward op;
-  op.features = Random(dtype, {offsets.back(), hidden}, 1);
-  op.image_offsets = Host(offsets);
-  op.targets = Host(targets);
-  op.minimums = Host(std::vector<int32_t>(targets.size(), 0));
-  int64_t rows = 0;
-  for (int32_t target : targets) rows += target;
-  op.out = Tensor::Empty(dtype, {rows, hidden});  // its shape says how many rows there are
-  return op;
-}
 
 Forward Example(const std::vector<int32_t>& targets) {
   Forward op = Op(DType::kF32, {0, 6}, 2, targets);

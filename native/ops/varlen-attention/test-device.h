@@ -3,9 +3,14 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
+#include <span>
+#include <string>
+#include <vector>
 
 #include "core/dispatch.h"
 #include "core/simt/simt.h"
+#include "doctest/doctest.h"
 #include "ops/varlen-attention/prepare.h"
 #include "ops/varlen-attention/test-case.h"
 
@@ -40,6 +45,98 @@ inline Case TreeCase(DType dtype, uint64_t seed) {
                      .seed = seed});
   AddTrees(c, seed * 100);
   return c;
+}
+
+// Lengths around the borders of tiles, rows or keys of length 0 among them.
+inline Case RaggedCase(DType dtype) {
+  return MakeCase({.dtype = dtype,
+                   .num_heads = 4,
+                   .num_kv_heads = 2,
+                   .head_dim = 64,
+                   .slots_q = {0, 1, 63, 64, 65, 0, 129, 3},
+                   .slots_k = {1, 65, 64, 0, 63, 0, 130, 1},
+                   .tail_q = 3,
+                   .tail_k = 2});
+}
+
+// Every head dimension in every dtype.
+inline std::vector<Case> HeadDimCases(std::span<const DType> dtypes,
+                                      std::initializer_list<int64_t> head_dims) {
+  std::vector<Case> cases;
+  uint64_t seed = 100;
+  for (DType dtype : dtypes) {
+    for (int64_t head_dim : head_dims) {
+      Case& c = cases.emplace_back(MakeCase({.dtype = dtype,
+                                             .num_heads = 3,
+                                             .num_kv_heads = 1,
+                                             .head_dim = head_dim,
+                                             .slots_q = {50, 0, 7},
+                                             .slots_k = {70, 5, 33},
+                                             .tail_q = 2,
+                                             .seed = ++seed}));
+      c.options.causal = head_dim % 3 != 0;
+    }
+  }
+  return cases;
+}
+
+// The small length pairs of flash-attention's own test grid; dtypes, key/value heads, head
+// dimensions and masks take turns.
+inline std::vector<Case> GridCases(DType first, DType last, const std::vector<int64_t>& head_dims) {
+  const int32_t pairs[][2] = {{1, 1},     {1, 3},    {2, 1},    {3, 113},  {64, 128}, {128, 128},
+                              {113, 203}, {128, 97}, {108, 80}, {160, 60}, {51, 1},   {70, 190}};
+  const int64_t kv_heads[] = {6, 2, 1};
+  std::vector<Case> cases;
+  int turn = 0;
+  for (const auto& [longest_q, longest_k] : pairs) {
+    Case& c = cases.emplace_back(
+        MakeCase({.dtype = turn % 2 == 0 ? first : last,
+                  .num_heads = 6,
+                  .num_kv_heads = kv_heads[turn % 3],
+                  .head_dim = head_dims[static_cast<size_t>(turn) % head_dims.size()],
+                  .slots_q = {longest_q, 1 + longest_q / 3},
+                  .slots_k = {longest_k, turn % 5 == 4 ? 0 : 1 + longest_k / 2},
+                  .tail_q = 5,
+                  .tail_k = 7,
+                  .seed = 500 + static_cast<uint64_t>(turn)}));
+    c.with_d_lse = turn % 2 == 0;
+    c.options.causal = turn % 4 == 1 || turn % 4 == 3;
+    if (turn % 4 >= 2) c.options.window_left = 20 + turn;
+    if (turn % 4 == 2) c.options.window_right = 7;
+    if (turn % 6 == 5) c.options.softcap = 15;
+    if (turn % 6 == 4) c.options.softmax_scale = 0.1f;
+    ++turn;
+  }
+  return cases;
+}
+
+// Sequences that are also run alone. MakeCase fills every row outside a sequence with NaN, so this
+// tests their isolation too.
+inline Case PackedCase(DType dtype) {
+  Case c = MakeCase({.dtype = dtype,
+                     .num_heads = 6,
+                     .num_kv_heads = 2,
+                     .head_dim = 64,
+                     .slots_q = {100, 1, 64, 37},
+                     .tail_q = 9,
+                     .tail_k = 9});
+  c.options.causal = true;
+  return c;
+}
+
+// Whole tiles: every access is one that all lanes make.
+inline Case WholeTilesCase(DType dtype, int64_t head_dim) {
+  return MakeCase(
+      {.dtype = dtype, .num_heads = 1, .num_kv_heads = 1, .head_dim = head_dim, .slots_q = {128}});
+}
+
+inline Case UnalignedCase(DType dtype, int64_t head_dim) {
+  return MakeCase({.dtype = dtype,
+                   .num_heads = 2,
+                   .num_kv_heads = 1,
+                   .head_dim = head_dim,
+                   .slots_q = {70, 9},
+                   .tail_q = 1});
 }
 
 // How a tile loop runs: which seed, how many persistent blocks, side by side or not.
@@ -129,6 +226,14 @@ simt::LaunchResult RunTiles(const typename Kernel::Params& arguments, const Devi
                               {.seed = run.seed,
                                .resident_blocks = run.blocks,
                                .count_bank_conflicts = run.count_bank_conflicts});
+}
+
+// Every access took as few wavefronts as its bytes need.
+inline void CheckWavefronts(int64_t head_dim, const simt::LaunchResult& launch) {
+  for (const simt::BankCount& count : launch.bank_conflicts) {
+    INFO("headDim " << head_dim << ", " << simt::Describe(count.site));
+    CHECK(count.wavefronts == count.ideal);
+  }
 }
 
 // The element types that a family of kernels is for.

@@ -107,14 +107,7 @@ void CheckCase(const Case& c, uint64_t seeds = 2) {
 
 template <class Family>
 void CheckRaggedLengths() {
-  Case c = MakeCase({.dtype = Family::kFirst,
-                     .num_heads = 4,
-                     .num_kv_heads = 2,
-                     .head_dim = 64,
-                     .slots_q = {0, 1, 63, 64, 65, 0, 129, 3},
-                     .slots_k = {1, 65, 64, 0, 63, 0, 130, 1},
-                     .tail_q = 3,
-                     .tail_k = 2});
+  Case c = RaggedCase(Family::kFirst);
   CheckCase<Family>(c, kSeeds);
   c.options.causal = true;
   CheckCase<Family>(c, kSeeds);
@@ -122,21 +115,7 @@ void CheckRaggedLengths() {
 
 template <class Family>
 void CheckHeadDims(std::initializer_list<int64_t> head_dims) {
-  uint64_t seed = 100;
-  for (DType dtype : Family::kDtypes) {
-    for (int64_t head_dim : head_dims) {
-      Case c = MakeCase({.dtype = dtype,
-                         .num_heads = 3,
-                         .num_kv_heads = 1,
-                         .head_dim = head_dim,
-                         .slots_q = {50, 0, 7},
-                         .slots_k = {70, 5, 33},
-                         .tail_q = 2,
-                         .seed = ++seed});
-      c.options.causal = head_dim % 3 != 0;
-      CheckCase<Family>(c);
-    }
-  }
+  for (const Case& c : HeadDimCases(Family::kDtypes, head_dims)) CheckCase<Family>(c);
 }
 
 template <class Family>
@@ -155,46 +134,16 @@ void CheckTrees() {
   }
 }
 
-// The small length pairs of flash-attention's own test grid; key/value heads, head dimensions and
-// masks take turns.
 template <class Family>
 void CheckGrid(const std::vector<int64_t>& head_dims) {
-  const int32_t pairs[][2] = {{1, 1},     {1, 3},    {2, 1},    {3, 113},  {64, 128}, {128, 128},
-                              {113, 203}, {128, 97}, {108, 80}, {160, 60}, {51, 1},   {70, 190}};
-  const int64_t kv_heads[] = {6, 2, 1};
-  int turn = 0;
-  for (const auto& [longest_q, longest_k] : pairs) {
-    Pack pack{.dtype = turn % 2 == 0 ? Family::kFirst : Family::kLast,
-              .num_heads = 6,
-              .num_kv_heads = kv_heads[turn % 3],
-              .head_dim = head_dims[static_cast<size_t>(turn) % head_dims.size()],
-              .slots_q = {longest_q, 1 + longest_q / 3},
-              .slots_k = {longest_k, turn % 5 == 4 ? 0 : 1 + longest_k / 2},
-              .tail_q = 5,
-              .tail_k = 7,
-              .seed = 500 + static_cast<uint64_t>(turn)};
-    Case c = MakeCase(pack);
-    c.options.causal = turn % 4 == 1 || turn % 4 == 3;
-    if (turn % 4 >= 2) c.options.window_left = 20 + turn;
-    if (turn % 4 == 2) c.options.window_right = 7;
-    if (turn % 6 == 5) c.options.softcap = 15;
-    if (turn % 6 == 4) c.options.softmax_scale = 0.1f;
+  for (const Case& c : GridCases(Family::kFirst, Family::kLast, head_dims)) {
     CheckCase<Family>(c, kSeeds);
-    ++turn;
   }
 }
 
-// MakeCase fills every row outside a sequence with NaN, so this is also the isolation test.
 template <class Family>
 void CheckPacking() {
-  Case c = MakeCase({.dtype = Family::kFirst,
-                     .num_heads = 6,
-                     .num_kv_heads = 2,
-                     .head_dim = 64,
-                     .slots_q = {100, 1, 64, 37},
-                     .tail_q = 9,
-                     .tail_k = 9});
-  c.options.causal = true;
+  const Case c = PackedCase(Family::kFirst);
   const Results packed = RunEmulated<Family>(c);
   for (int64_t b = 0; b < NumSeqs(c); ++b) {
     const Results alone = RunEmulated<Family>(Alone(c, b));
@@ -208,17 +157,10 @@ void CheckPacking() {
 template <class Family>
 void CheckBankConflicts() {
   for (int64_t head_dim : {64, 96, 128, 192, 256}) {
-    const Case c = MakeCase({.dtype = Family::kFirst,
-                             .num_heads = 1,
-                             .num_kv_heads = 1,
-                             .head_dim = head_dim,
-                             .slots_q = {128}});
     simt::LaunchResult launch;
-    RunEmulated<Family>(c, {.blocks = 1, .count_bank_conflicts = true}, &launch);
-    for (const simt::BankCount& count : launch.bank_conflicts) {
-      INFO("headDim " << head_dim << ", " << simt::Describe(count.site));
-      CHECK(count.wavefronts == count.ideal);
-    }
+    RunEmulated<Family>(WholeTilesCase(Family::kFirst, head_dim),
+                        {.blocks = 1, .count_bank_conflicts = true}, &launch);
+    CheckWavefronts(head_dim, launch);
   }
 }
 
@@ -279,12 +221,7 @@ void CheckOwnSplits() {
 template <class Family>
 void CheckUnaligned() {
   for (int64_t head_dim : {64, 96}) {
-    const Case c = MakeCase({.dtype = Family::kFirst,
-                             .num_heads = 2,
-                             .num_kv_heads = 1,
-                             .head_dim = head_dim,
-                             .slots_q = {70, 9},
-                             .tail_q = 1});
+    const Case c = UnalignedCase(Family::kFirst, head_dim);
     const Results fast = RunEmulated<Family>(c),
                   slow = RunEmulated<Family>(c, {.vector_access = false});
     CHECK(BitDifference(fast.out, slow.out) == "");
