@@ -14,6 +14,7 @@ const path = require('node:path');
 const { parseArgs } = require('node:util');
 const { workFolder } = require('../scripts/build-native.cjs');
 const { CUDA_OPS } = require('./cuda-ops.cjs');
+const { readCounts, reporters } = require('./vitest-report.cjs');
 
 const root = path.resolve(__dirname, '..');
 const { values: options } = parseArgs({
@@ -89,15 +90,10 @@ function vitest(title, tests, { before = [], more = {} } = {}) {
     '--testTimeout=600000',
     '--typecheck.enabled=false',
   ];
-  const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${report}`];
   const node = [process.execPath, path.join(root, 'node_modules/vitest/vitest.mjs')];
-  const [command, ...rest] = [...before, ...node, ...args, ...reporters, ...tests];
+  const [command, ...rest] = [...before, ...node, ...args, ...reporters(report), ...tests];
   const { status } = spawnSync(command, rest, { cwd: root, env: { ...env, ...more }, stdio: 'inherit' });
-  if (!fs.existsSync(report)) return { passed: 0, failed: 1 };
-  const { numPassedTests, numFailedTests } = JSON.parse(fs.readFileSync(report, 'utf8'));
-  fs.rmSync(report);
-  // A file that does not load, and what a sanitizer found, fail the run without a failed test.
-  return { passed: numPassedTests, failed: status === 0 ? numFailedTests : Math.max(numFailedTests, 1) };
+  return readCounts(report, status);
 }
 
 /** One case of every property, and all the examples: every kernel runs, none for long. */

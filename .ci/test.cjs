@@ -8,6 +8,7 @@ const os = require('node:os');
 const path = require('node:path');
 const { TEST_ARCHS, workFolder } = require('../scripts/build-native.cjs');
 const { CUDA_OPS } = require('./cuda-ops.cjs');
+const { readCounts, reporters } = require('./vitest-report.cjs');
 
 const root = path.resolve(__dirname, '..');
 // The native code is tested as it is released, on every instruction set, and compiled once for its own
@@ -46,8 +47,10 @@ function run(title, program, args, { env = {}, live = false } = {}) {
     }
     child.on('close', (status, signal) => {
       const output = Buffer.concat(chunks).toString();
-      if (!live) heading(title);
-      if (!live) process.stdout.write(output);
+      if (!live) {
+        heading(title);
+        process.stdout.write(output);
+      }
       resolve({ status, signal, output });
     });
   });
@@ -81,17 +84,12 @@ async function nativeTests() {
 
 async function vitest(title, args, { env = {}, live = false } = {}) {
   const report = path.join(os.tmpdir(), `varlen-test-${process.pid}-${title.replace(/\W+/g, '-')}.json`);
-  const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${report}`];
   const program = path.join(root, 'node_modules/vitest/vitest.mjs');
-  const { status } = await run(title, process.execPath, [program, 'run', ...args, ...reporters], {
+  const { status } = await run(title, process.execPath, [program, 'run', ...args, ...reporters(report)], {
     env,
     live,
   });
-  if (!fs.existsSync(report)) return { passed: 0, failed: 1 };
-  const { numPassedTests, numFailedTests } = JSON.parse(fs.readFileSync(report, 'utf8'));
-  fs.rmSync(report);
-  // A file that does not load, or an unhandled rejection, fails the run without a failed test.
-  return { passed: numPassedTests, failed: status === 0 ? numFailedTests : Math.max(numFailedTests, 1) };
+  return readCounts(report, status);
 }
 
 /** The Spin models of the alignment protocol: what fits in about a minute, or all of them. */

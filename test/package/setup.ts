@@ -1,5 +1,6 @@
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
+import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestProject } from 'vitest/node';
@@ -17,7 +18,8 @@ declare module 'vitest' {
  */
 export default function setup(project: TestProject): () => void {
   const root = project.vitest.config.root;
-  const env = { VARLEN_CUDA_ARCHS: '80-real;90a-real', ...process.env };
+  const builds = createRequire(join(root, 'package.json'))('./scripts/build-native.cjs');
+  const env = { VARLEN_CUDA_ARCHS: builds.TEST_ARCHS, ...process.env };
   const run = (...args: string[]) =>
     execFileSync('npm', args, { cwd: root, encoding: 'utf8', stdio: 'pipe', env });
   run('run', 'build:ts');
